@@ -1,0 +1,101 @@
+"""What commands say: results on stdout, everything meant for watching on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aff_deploy.artifact import check_writable
+from aff_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+
+def claim_output(output: Path, *sources: Path) -> None:
+    """Fail before the work where `output` could not be written after it, or would replace what is read.
+
+    Raises:
+        UsageError: `output` is one of the `sources`.
+        OutputError: it cannot be written.
+    """
+    for source in sources:
+        if output.resolve() == source.resolve():
+            raise UsageError(f"-o {output} is the input itself", fix="give another name")
+    check_writable(output)
+
+
+@contextlib.contextmanager
+def working() -> Iterator[None]:
+    """Keep stdout for the result while other people's code runs: what it prints goes to stderr, its warnings nowhere."""
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """One JSON document on stdout; a number that JSON cannot write is a bug in what made it."""
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def table(rows: Sequence[Sequence[object]], heads: Sequence[str] = (), *, indent: str = "  ") -> str:
+    """Rows as aligned columns; numbers to the right."""
+    lines = [tuple(str(cell) for cell in row) for row in ([heads, *rows] if heads else rows)]
+    if not lines:
+        return ""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    right = [all(isinstance(row[i], (int, float)) for row in rows) and bool(rows) for i in range(len(widths))]
+    return "\n".join(
+        indent
+        + "  ".join(
+            cell.rjust(width) if flush else cell.ljust(width) for cell, width, flush in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+class Steps:
+    """Shows the stages of a long command on stderr, each with its time; a spinner where stderr is a terminal."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._start = 0.0
+        self._status: Status | None = None
+
+    def __call__(self, name: str) -> None:
+        """The stage before is done, and `name` begins."""
+        self._finish()
+        self._name, self._start = name, time.perf_counter()
+        if sys.stderr.isatty():
+            from rich.console import Console
+
+            # A slow refresh: a busy one takes time from the work it shows.
+            self._status = Console(stderr=True).status(name, refresh_per_second=4)
+            self._status.start()
+
+    def _finish(self) -> None:
+        self._stop()
+        if self._name:
+            print(f"  {self._name:<48} {time.perf_counter() - self._start:6.1f} s", file=sys.stderr, flush=True)
+        self._name = ""
+
+    def _stop(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+        self._status = None
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            self._finish()
+        else:
+            self._stop()

@@ -1,0 +1,68 @@
+"""``aff-deploy export``: a network to ONNX."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aff_deploy.cli.console import Steps, claim_output, working
+from aff_deploy.cli.options import NETWORK, Weights
+from aff_deploy.errors import UsageError
+from aff_deploy.spec import TensorSpec, apply_dynamic
+
+
+class Exporter(str, Enum):
+    """PyTorch's two ways to ONNX."""
+
+    dynamo = "dynamo"
+    torchscript = "torchscript"
+
+
+def export(
+    network: Annotated[str, typer.Argument(help=f"What to export: {NETWORK}.", metavar="NETWORK")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The ONNX file to write.")],
+    weights: Weights = None,
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", metavar="NAME:1x3x224x224[:float32]", help="An input; repeat for several.")
+    ] = None,
+    dynamic: Annotated[
+        list[str] | None, typer.Option("--dynamic", metavar="NAME:0=batch[,2=h,3=w]", help="Dimensions of an input to keep free.")
+    ] = None,
+    opset: Annotated[int | None, typer.Option("--opset", metavar="N", help="ONNX opset, 13 to 20 (default: recipe's, or 18).")] = None,
+    exporter: Annotated[
+        Exporter | None, typer.Option("--exporter", help="PyTorch's exporter (default: the recipe's, or dynamo).")
+    ] = None,
+) -> None:
+    """Turn a network into ONNX, proven against PyTorch."""
+    claim_output(output)
+    specs = tuple(TensorSpec.parse(text) for text in inputs or ())
+    with Steps() as step, working():
+        step("load the network")
+        from aff_deploy.export import export_onnx
+        from aff_deploy.nets.resolve import resolve_network
+        from aff_deploy.onnx_file import save_onnx
+        from aff_deploy.recipe import ExportSettings
+
+        found = resolve_network(network, weights=weights, inputs=specs)
+        if not found.inputs:
+            raise UsageError(f"nothing says what inputs {network} takes", fix="give them with --input NAME:1x3x224x224")
+        taken = apply_dynamic(found.inputs, dynamic or ())
+        settings = found.recipe.export if found.recipe is not None else ExportSettings()
+        chosen, way = opset or settings.opset, exporter.value if exporter is not None else settings.exporter
+        step(f"export to ONNX ({way}, opset {chosen}) and compare with PyTorch")
+        model = export_onnx(found.module, taken, opset=chosen, exporter=way)
+        step("write the file")
+        facts = {
+            "network": network,
+            "weights": None if found.weights is None else found.weights.name,
+            "exporter": way,
+            "opset": chosen,
+            "inputs": [spec.text for spec in taken],
+        }
+        artifact = save_onnx(model, output, facts)
+    shapes = ", ".join(spec.text for spec in taken)
+    origin = f"weights from {found.weights.name}" if found.weights is not None else "seeded weights, since none were given"
+    print(f"{artifact.path}: {found.name} ({origin}), {len(model.graph.node)} nodes, inputs {shapes}")

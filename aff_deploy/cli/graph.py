@@ -1,0 +1,90 @@
+"""``aff-deploy optimize`` and ``aff-deploy inspect``: ONNX files, without any framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aff_deploy.cli.console import Steps, claim_output, print_json, table, working
+from aff_deploy.cli.options import Json
+
+
+def optimize(
+    source: Annotated[Path, typer.Argument(help="The ONNX file to optimise.", metavar="IN.onnx")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The ONNX file to write.")],
+    no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Clean up and fold, but leave the attention blocks alone.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="After each pass, compare with the input file on ONNX Runtime.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fold, clean up and fuse an ONNX file."""
+    claim_output(output, source)
+    with Steps() as step, working():
+        step(f"read {source.name}")
+        from aff_deploy.artifact import sha256
+        from aff_deploy.onnx_file import load_onnx, save_onnx
+        from aff_deploy.passes import optimize as run_passes
+
+        model = load_onnx(source)
+        before = len(model.graph.node)
+        after_pass = None
+        if verify:
+            from aff_deploy.verify import pass_verifier
+
+            after_pass = pass_verifier(model)
+        step("run the passes" + (", each verified on ONNX Runtime" if verify else ""))
+        result = run_passes(model, fuse=not no_fuse, after_pass=after_pass)
+        step("write the file")
+        facts = {"source": {"file": source.name, "sha256": sha256(source)}, **result.to_dict(), "verified": verify}
+        save_onnx(result.model, output, facts)
+    document = result.to_dict()
+    if as_json:
+        print_json(document)
+        return
+    rows = [(p["name"], p["rewrites"], p["nodes"], f"{1000 * p['seconds']:.0f} ms") for p in document["passes"]]
+    print(table(rows, ("pass", "rewrites", "nodes", "time")))
+    _print_sites(document)
+    print(f"{output}: {before} nodes before, {len(result.model.graph.node)} after" + (", verified after each pass" if verify else ""))
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="An ONNX file.", metavar="FILE")],
+    as_json: Json = False,
+) -> None:
+    """Show what an ONNX file holds, and what would be fused."""
+    with working():
+        from aff_deploy.artifact import read_manifest
+        from aff_deploy.onnx_file import load_onnx
+        from aff_deploy.passes import inspect_model
+
+        model = load_onnx(file)
+        document = inspect_model(model)
+        manifest = read_manifest(file)
+    if as_json:
+        print_json({"file": str(file), **document, "manifest": manifest})
+        return
+    print(f"{file}: opset {next((o.version for o in model.opset_import if not o.domain), '?')}, IR {model.ir_version}")
+    for kind in ("inputs", "outputs"):
+        print(f"{kind}:")
+        print(table([(value["name"], "x".join(map(str, value["shape"])), value["dtype"]) for value in document[kind]]))
+    print("operators:")
+    print(table(sorted(document["ops"].items(), key=lambda item: (-item[1], item[0]))))
+    _print_sites(document)
+    if manifest is not None:
+        made_from = manifest.get("source", {}).get("file") or manifest.get("network") or "unknown"
+        print(f"manifest: made from {made_from}, sha256 {manifest['sha256'][:16]}..., the file is unchanged since")
+
+
+def _print_sites(document: Mapping[str, Any]) -> None:
+    fusions, rejected = document["fusions"], document["rejected"]
+    print(f"fusions: {len(fusions) or 'none'}")
+    keys = ("name", "kind", "channels", "inter_channels", "scale", "activation", "context")
+    if fusions:
+        print(table([["-" if site.get(key) is None else site[key] for key in keys] for site in fusions], keys))
+    if rejected:
+        print(f"refused: {len(rejected)}")
+        print(table([(site["name"], site["reason"]) for site in rejected]))

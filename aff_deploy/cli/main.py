@@ -1,0 +1,124 @@
+"""The application: which commands there are, and what becomes of errors and signals.
+
+Exit codes: 0 done; 1 a check failed; 2 wrong usage; 3 bad input; 4 something is missing here;
+70 a bug in aff-deploy (with its traceback); 130 and 143 interrupted and terminated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from aff_deploy import __version__
+from aff_deploy.cli import deploy, doctor, export, graph, validate
+from aff_deploy.errors import AffDeployError
+
+EXIT_BUG = 70
+EXTRA_OF = {"torch": "cpu", "onnxscript": "cpu", "onnxruntime": "cpu"}
+
+app = typer.Typer(
+    name="aff-deploy",
+    help="From a PyTorch network with attentional feature fusion to an optimised, validated ONNX file.",
+    epilog="Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 bad input, 4 something is missing here.",
+    no_args_is_help=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+app.command("deploy")(deploy.deploy)
+app.command("export")(export.export)
+app.command("optimize")(graph.optimize)
+app.command("inspect")(graph.inspect)
+app.command("validate")(validate.validate)
+app.command("doctor")(doctor.doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"aff-deploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Take networks with attentional feature fusion from PyTorch to optimised, validated ONNX."""
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end; the blocks that it unwinds remove what they had staged."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(signal.Signals(number).name)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    # The clean-up runs to its end even if the person presses Ctrl-C again.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise Stopped(number)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # --debug is accepted anywhere, because it is added to a command that has just failed.
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    sys.exit(_run(words or ["--help"], debug))
+
+
+def _run(words: Sequence[str], debug: bool) -> int:
+    try:
+        result = app(words, prog_name="aff-deploy", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except AffDeployError as error:
+        return _report(error, str(error), error.exit_code, debug)
+    except typer.TyperException as error:
+        message = " ".join(error.format_message().split())
+        return _report(error, f"{message.rstrip('.')}; see --help" if error.exit_code == 2 else message, error.exit_code, debug)
+    except Stopped as stop:
+        print("\ninterrupted: nothing was written", file=sys.stderr)
+        return 128 + stop.number
+    except BrokenPipeError:
+        # Whoever read our output has gone; without this the interpreter complains again while it shuts down.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    except ModuleNotFoundError as error:
+        extra = EXTRA_OF.get((error.name or "").partition(".")[0])
+        if extra is None:
+            return _bug()
+        return _report(error, f"{error.name} is not installed; pip install 'aff-deploy[{extra}]'", 4, debug)
+    except Exception:
+        return _bug()
+
+
+def _report(error: Exception, message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error, file=sys.stderr)
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _bug() -> int:
+    traceback.print_exc(file=sys.stderr)
+    print("This is a bug in aff-deploy: please report it with the lines above.", file=sys.stderr)
+    return EXIT_BUG

@@ -1,0 +1,117 @@
+"""``aff-deploy validate``: does a file compute what the network computes?"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aff_deploy.cli.console import Steps, print_json, table, working
+from aff_deploy.cli.options import NETWORK, Json, Weights
+from aff_deploy.errors import UsageError
+from aff_deploy.spec import TOLERANCES, Precision, Tolerance
+
+if TYPE_CHECKING:
+    from aff_deploy.recipe import Recipe
+    from aff_deploy.runtimes import Runner
+    from aff_deploy.validate import ValidationReport
+
+
+def validate(
+    file: Annotated[Path, typer.Argument(help="The ONNX file to check.", metavar="FILE")],
+    against: Annotated[str, typer.Option("--against", metavar="NETWORK|REF.onnx", help=f"What is right: {NETWORK}, or an ONNX file.")],
+    weights: Weights = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DATA.npz", help="Data to compare on; against a recipe, raw data as its evaluation's."),
+    ] = None,
+    atol: Annotated[float | None, typer.Option("--atol", min=0, help="Absolute tolerance.")] = None,
+    rtol: Annotated[float | None, typer.Option("--rtol", min=0, help="Tolerance relative to the output's scale.")] = None,
+    min_cosine: Annotated[float | None, typer.Option("--min-cosine", min=-1, max=1, help="Smallest cosine similarity.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare a file with PyTorch or another file."""
+    with Steps() as step, working(), contextlib.ExitStack() as stack:
+        step("load both sides")
+        from aff_deploy.onnx_file import load_onnx
+        from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+        from aff_deploy.validate import load_npz_feeds, seeded_feeds
+        from aff_deploy.validate import validate as compare
+        from aff_deploy.verify import free_sizes, precision_of
+
+        precision = precision_of(load_onnx(file))
+        candidate = stack.enter_context(OnnxRuntimeRunner(file))
+        reference, recipe = _reference(against, weights, candidate)
+        stack.enter_context(reference)
+        if data is None:
+            batches = seeded_feeds(reference.inputs, recipe=recipe, sizes=free_sizes(reference.inputs))
+        elif recipe is None:
+            batches = load_npz_feeds(data, reference.inputs)
+        else:
+            keys = recipe.evaluation.inputs if recipe.evaluation is not None else None
+            batches = load_npz_feeds(data, reference.inputs, keys=keys, preprocessing=recipe.preprocessing)
+        step(f"compare on {'seeded data' if data is None else data.name}")
+        report = compare(reference, candidate, batches, _tolerance(recipe, precision, atol, rtol, min_cosine))
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        _print_report(report, f"{file} against {against}")
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def _reference(against: str, weights: Path | None, candidate: Runner) -> tuple[Runner, Recipe | None]:
+    if against.endswith(".onnx"):
+        if weights is not None:
+            raise UsageError("--weights goes with a network, and --against names an ONNX file", fix="leave --weights out")
+        from aff_deploy.onnx_file import load_onnx
+        from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+
+        load_onnx(Path(against))
+        return OnnxRuntimeRunner(Path(against)), None
+    from aff_deploy.nets.resolve import resolve_network
+    from aff_deploy.runtimes.pytorch import PyTorchRunner
+
+    network = resolve_network(against, weights=weights)
+    return PyTorchRunner(network.module, network.inputs or candidate.inputs), network.recipe
+
+
+def _tolerance(
+    recipe: Recipe | None, precision: Precision, atol: float | None, rtol: float | None, min_cosine: float | None
+) -> Tolerance:
+    row = (recipe.tolerance if recipe is not None else TOLERANCES)[precision]
+    return Tolerance(
+        row.atol if atol is None else atol,
+        row.rtol if rtol is None else rtol,
+        row.min_cosine if min_cosine is None else min_cosine,
+    )
+
+
+def _print_report(report: ValidationReport, what: str) -> None:
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3g}"
+
+    rows = [
+        (
+            output.name,
+            number(output.max_abs),
+            number(output.max_rel),
+            f"{output.cosine:.8f}",
+            f"{output.snr_db:.1f} dB",
+            "-" if output.argmax_agreement is None else f"{100 * output.argmax_agreement:.2f} %",
+            "ok" if output.passed else "FAILED",
+        )
+        for output in report.outputs
+    ]
+    print(table(rows, ("output", "max abs", "max rel", "cosine", "snr", "argmax", "")))
+    if report.checks:
+        print(table([(check.name, "ok" if check.passed else "FAILED", check.detail) for check in report.checks], ("check", "", "")))
+    for failure in report.failures:
+        print(f"  {failure}")
+    tolerance = report.tolerance
+    print(
+        f"{'passed' if report.passed else 'FAILED'}: {what}, {report.samples} samples, "
+        f"atol {tolerance.atol:g}, rtol {tolerance.rtol:g}, min cosine {tolerance.min_cosine:g}"
+    )

@@ -1,0 +1,85 @@
+"""``torch.export``, then PyTorch's ONNX translation of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from onnx import ModelProto
+
+from aff_deploy.errors import NetworkError
+from aff_deploy.export.tidy import rename_dims
+from aff_deploy.export.tracing import Traced
+
+LOWEST_OPSET = 18
+"""Asked for less, the exporter writes 18 without a word."""
+
+
+def export(traced: Traced, opset: int) -> ModelProto:
+    """Export by ``torch.export``; `opset` from `LOWEST_OPSET` on.
+
+    Raises:
+        NetworkError: the network cannot be captured or translated, or fixes a dynamic dimension.
+    """
+    # AUTO and not Dim(name): a named one is refused for any guard at all, even "height is at least 3".
+    axes = tuple(
+        {axis: torch.export.Dim.AUTO for axis, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in traced.inputs
+    )
+    other = "try the torchscript exporter (--exporter torchscript)"
+    try:
+        program = torch.export.export(traced.network, traced.tensors, dynamic_shapes=(axes,), strict=False)
+    except Exception as error:
+        raise NetworkError(f"torch.export cannot capture the network: {_first_line(error)}", fix=other) from error
+    symbols = _symbols(program, traced)
+    try:
+        result = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=opset,
+            input_names=[spec.name for spec in traced.inputs],
+            output_names=list(traced.names),
+            optimize=True,
+            verbose=False,
+        )
+    except Exception as error:
+        raise NetworkError(f"the dynamo exporter cannot translate the network: {_first_line(error)}", fix=other) from error
+    assert result is not None
+    model: ModelProto = result.model_proto
+    rename_dims(model, symbols)
+    return model
+
+
+def _symbols(program: torch.export.ExportedProgram, traced: Traced) -> dict[str, str]:
+    """Torch's symbol of each dynamic dimension, and our name for it.
+
+    Raises:
+        NetworkError: a dimension became a constant, or two names one size.
+    """
+    held = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    values = [held[name] for name in program.graph_signature.user_inputs if isinstance(name, str)]
+    names: dict[str, str] = {}
+    for spec, value in zip(traced.inputs, values, strict=True):
+        for axis, dim in enumerate(spec.shape):
+            if not isinstance(dim, str):
+                continue
+            size: Any = value.shape[axis]
+            if isinstance(size, int):
+                raise NetworkError(
+                    f"dimension {dim!r} (axis {axis} of input {spec.name!r}) cannot be dynamic: the network fixes it at {size}",
+                    fix="make it static, or take sizes from x.shape instead of numbers in the network's code",
+                )
+            if names.setdefault(str(size), dim) != dim:
+                raise NetworkError(
+                    f"dimensions {names[str(size)]!r} and {dim!r} (of input {spec.name!r}) are always equal in the network",
+                    fix="give both the same name",
+                )
+    return names
+
+
+def _first_line(error: BaseException) -> str:
+    """The innermost reason: torch wraps it in pages of advice and, for ONNX, in errors of its own."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

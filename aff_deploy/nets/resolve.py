@@ -1,0 +1,198 @@
+"""From the words of a person to a network that is ready to be exported."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from aff_deploy.errors import AffDeployError, NetworkError
+from aff_deploy.nets.checkpoints import load_weights
+from aff_deploy.recipe import Recipe, bundled_recipes, find_recipe
+from aff_deploy.spec import TensorSpec
+
+SEED = 0
+"""Of the initialisation, so that a network without weights is the same network every time."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network to deploy.
+
+    Attributes:
+        name: the recipe's name, or the callable's.
+        module: in eval mode, no parameter requiring a gradient.
+        inputs: what it takes; empty where neither caller nor recipe said.
+        recipe: where it came from, if from one.
+        weights: the file its weights came from; None where they are the seeded initialisation.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    recipe: Recipe | None = None
+    weights: Path | None = None
+
+
+def resolve_network(reference: str, *, weights: Path | None = None, inputs: Sequence[TensorSpec] = ()) -> Network:
+    """Build the network that `reference` means.
+
+    Args:
+        reference: a bundled name, the path of a recipe, ``package.module:callable`` (the current folder
+            is importable) or ``file.py:callable``. The callable returns an ``nn.Module``, or is one.
+        weights: a weights file to use instead of the recipe's.
+        inputs: inputs to use instead of the recipe's.
+
+    Raises:
+        NetworkError: no such network, or it cannot be imported or built.
+        RecipeError: the recipe is faulty.
+        WeightsError: the weights do not fit, or are not those the recipe was made with.
+    """
+    recipe = find_recipe(reference)
+    if recipe is not None:
+        return network_of_recipe(recipe, weights=weights, inputs=inputs)
+    if ":" not in reference:
+        raise _unknown(reference)
+    module = _build(reference, Path(), {})
+    if weights is not None:
+        load_weights(module, weights)
+    name = reference.rpartition(":")[2].rpartition(".")[2]
+    return Network(name, _frozen(module), tuple(inputs), None, weights)
+
+
+def network_of_recipe(recipe: Recipe, *, weights: Path | None = None, inputs: Sequence[TensorSpec] = ()) -> Network:
+    """Build the network that `recipe` describes; `weights` and `inputs` replace the recipe's.
+
+    Raises:
+        NetworkError, WeightsError: as `resolve_network`.
+    """
+    module = _build(recipe.network, recipe.folder, recipe.arguments)
+    if weights is not None:
+        load_weights(module, weights)
+    elif recipe.weights is not None:
+        weights = recipe.weights
+        load_weights(module, weights, sha256=recipe.weights_sha256 or None)
+    return Network(recipe.name, _frozen(module), tuple(inputs) or recipe.inputs, recipe, weights)
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    return module.eval().requires_grad_(False)
+
+
+def _unknown(reference: str) -> NetworkError:
+    if Path(reference).exists():
+        return NetworkError(
+            f"{reference} is not a network", fix="give a bundled name, a recipe.toml, module:callable or file.py:callable"
+        )
+    names = list(bundled_recipes())
+    near = difflib.get_close_matches(reference, names, n=3, cutoff=0.6)
+    known = f"did you mean {', '.join(near)}?" if near else f"the bundled ones are {', '.join(names)}"
+    return NetworkError(f"there is no network {reference!r}", fix=f"{known} (or give a recipe.toml or module:callable)")
+
+
+def _build(reference: str, folder: Path, arguments: Mapping[str, Any]) -> nn.Module:
+    """Import what `reference` names and call it; ``file.py`` is relative to `folder`."""
+    source, _, name = reference.rpartition(":")
+    if not source or not name:
+        raise NetworkError(f"cannot read network {reference!r}", fix="write module:callable or file.py:callable")
+    is_file = source.endswith(".py")
+    place = (folder / source).resolve().parent if is_file else Path.cwd()
+    with _importable(place):
+        module = _import_file(folder / source) if is_file else _import_module(source)
+        factory = _attribute(module, source, name)
+        if isinstance(factory, nn.Module) and not arguments:
+            return factory
+        if not callable(factory):
+            raise NetworkError(f"{reference} is a {type(factory).__name__}", fix="name a callable that returns an nn.Module")
+        network = _call(factory, reference, arguments)
+    if not isinstance(network, nn.Module):
+        raise NetworkError(f"{reference} returned a {type(network).__name__}, not a torch.nn.Module", fix="return the network")
+    return network
+
+
+def _call(factory: Any, reference: str, arguments: Mapping[str, Any]) -> Any:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(SEED)
+            return factory(**arguments)
+    except AffDeployError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise NetworkError(f"{reference} could not build its network: {_cause(error)}", fix="see --debug for where") from error
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let modules in `folder` be found first while the block runs."""
+    entry = os.fspath(folder)
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(entry)
+
+
+def _import_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except AffDeployError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            raise NetworkError(
+                f"there is no module {error.name!r}",
+                fix="install it, run from the folder that holds it, or give file.py:callable",
+            ) from error
+        raise NetworkError(f"cannot import {name}: {_cause(error)}", fix="install what it needs") from error
+    except (Exception, SystemExit) as error:
+        raise NetworkError(f"cannot import {name}: {_cause(error)}", fix="see --debug for where") from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    path = path.resolve()
+    if not path.is_file():
+        raise NetworkError(f"there is no file {path}", fix="give file.py:callable with the path of a Python file")
+    name = f"{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise NetworkError(f"cannot import {path}", fix="give the path of a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except AffDeployError:
+        del sys.modules[name]
+        raise
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(name, None)
+        raise NetworkError(f"cannot import {path}: {_cause(error)}", fix="see --debug for where") from error
+    return module
+
+
+def _attribute(module: ModuleType, source: str, name: str) -> Any:
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, [key for key in dir(found) if not key.startswith("_")], n=3, cutoff=0.4)
+            fix = f"did you mean {', '.join(near)}?" if near else "name a callable that the module defines"
+            raise NetworkError(f"{source} has no {name!r}", fix=fix)
+        found = getattr(found, part)
+    return found
+
+
+def _cause(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -1,0 +1,289 @@
+"""ONNX files in and out: read without trusting them, written whole or not at all.
+
+Checks and shape inference run on a *skeleton* of the model, in which every large initializer has
+become a graph input of the same type and shape: onnx's C++ checker copies what it is given, twice,
+and a ResNet's weights take no part in what it checks.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, checker, helper, shape_inference
+
+from aff_deploy.artifact import Artifact, staged_file, write_manifest
+from aff_deploy.errors import ModelError
+
+MAX_MODEL_BYTES = 1_900_000_000
+"""Above this the weights go to a file of their own: protobuf ends at 2 GiB."""
+MAX_TENSOR_BYTES = 16 * 2**30
+SKELETON_KEEPS_BYTES = 1024
+"""Initializers up to this size stay values in a skeleton: shapes are computed from them."""
+
+MADE_WHERE = "export the model again, or check that the download is complete"
+
+
+def iter_graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """`graph` and every graph nested in its nodes' attributes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for nested in (attribute.g, *attribute.graphs) if _holds_graph(attribute) else ():
+                yield from iter_graphs(nested)
+
+
+def _holds_graph(attribute: AttributeProto) -> bool:
+    return attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+
+
+def _iter_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    for graph in iter_graphs(model.graph):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+        yield from _attribute_tensors(graph.node)
+    for function in model.functions:
+        yield from _attribute_tensors(function.node)
+
+
+def _attribute_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.TENSOR:
+                yield attribute.t
+            yield from attribute.tensors
+
+
+def tensor_bytes(tensor: TensorProto) -> int:
+    """Bytes of a tensor's elements by its dims and type, whatever the message itself holds."""
+    try:
+        itemsize = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    except (KeyError, TypeError, ValueError):
+        itemsize = 1
+    return math.prod(tensor.dims) * itemsize
+
+
+def load_onnx(path: Path) -> ModelProto:
+    """Read an ONNX model that nobody vouches for.
+
+    External data is loaded only from files inside the model's own folder, and only as many bytes
+    as the file really has.
+
+    Args:
+        path: the ``.onnx`` file.
+
+    Returns:
+        The model with all its weights, checked by `check_onnx` short of full shape inference.
+
+    Raises:
+        ModelError: the file is missing, truncated, not ONNX, cyclic, incomplete or hostile.
+    """
+    if not path.is_file():
+        reason = "it is a folder" if path.is_dir() else "no such file"
+        raise ModelError(f"cannot read {path}: {reason}", fix="give the path of an .onnx file")
+    try:
+        model = onnx.load_model(path, load_external_data=False)
+    except (DecodeError, ValueError, OSError) as error:
+        reason = error.strerror or str(error) if isinstance(error, OSError) else "truncated, or not an ONNX model"
+        raise ModelError(f"cannot read {path}: {reason}", fix=MADE_WHERE) from None
+    if not model.graph.node or not model.opset_import or not model.ir_version:
+        raise ModelError(f"{path} holds no ONNX graph", fix=MADE_WHERE)
+    for tensor in _iter_tensors(model):
+        _check_tensor(tensor, path)
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _iter_tensors(model)):
+        onnx.load_external_data_for_model(model, str(path.parent))
+    check_onnx(model, str(path), full=False)
+    return model
+
+
+def _check_tensor(tensor: TensorProto, path: Path) -> None:
+    if any(dim < 0 for dim in tensor.dims) or tensor_bytes(tensor) > MAX_TENSOR_BYTES:
+        raise ModelError(f"{path}: tensor {tensor.name!r} claims the shape {list(tensor.dims)}", fix=MADE_WHERE)
+    if tensor.data_location != TensorProto.EXTERNAL:
+        if tensor.HasField("raw_data") and len(tensor.raw_data) != tensor_bytes(tensor) and tensor.data_type not in _PACKED:
+            raise ModelError(
+                f"{path}: tensor {tensor.name!r} of shape {list(tensor.dims)} holds {len(tensor.raw_data)} bytes", fix=MADE_WHERE
+            )
+        return
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    folder = path.parent.resolve()
+    target = (folder / location).resolve()
+    if not location or os.path.isabs(location) or not target.is_relative_to(folder):
+        raise ModelError(
+            f"{path}: tensor {tensor.name!r} keeps its data outside the model's folder, at {location!r}",
+            fix="move the data file beside the model and export again; paths out of the folder are refused",
+        )
+    if not target.is_file():
+        raise ModelError(f"{path}: the external data file {location!r} is missing", fix="put it beside the model")
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", tensor_bytes(tensor)))
+    except ValueError:
+        raise ModelError(f"{path}: tensor {tensor.name!r} has a malformed external offset or length", fix=MADE_WHERE) from None
+    if offset < 0 or length != tensor_bytes(tensor) or offset + length > target.stat().st_size:
+        raise ModelError(f"{path}: tensor {tensor.name!r} reaches beyond its data file {location!r}", fix=MADE_WHERE)
+
+
+# Types with several elements in a byte: their raw size is not elements x itemsize.
+_PACKED = frozenset(
+    getattr(TensorProto, name) for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2", "STRING") if hasattr(TensorProto, name)
+)
+
+
+def skeleton(model: ModelProto) -> ModelProto:
+    """A copy of `model` in which each initializer over `SKELETON_KEEPS_BYTES` is a graph input."""
+    light = ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import, functions=model.functions)
+    graph = light.graph
+    graph.name = model.graph.name or "graph"
+    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(graph, field).extend(getattr(model.graph, field))
+    declared = {value.name for value in graph.input}
+    for tensor in model.graph.initializer:
+        if tensor_bytes(tensor) <= SKELETON_KEEPS_BYTES:
+            graph.initializer.append(tensor)
+        elif tensor.name not in declared:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    return light
+
+
+def infer_types(model: ModelProto, *, strict: bool = False) -> dict[str, TypeProto.Tensor]:
+    """Element type and shape of every tensor of the main graph that shape inference can tell.
+
+    Raises:
+        ModelError: with `strict`, where inference finds a contradiction.
+    """
+    try:
+        inferred = shape_inference.infer_shapes(skeleton(model), check_type=strict, strict_mode=strict, data_prop=True)
+    except shape_inference.InferenceError as error:
+        if not strict:
+            return {}
+        raise ModelError(f"shape inference fails: {_first_line(error)}", fix=MADE_WHERE) from None
+    graph = inferred.graph
+    types = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input, *graph.output)}
+    for tensor in graph.initializer:
+        types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims)).tensor_type
+    return types
+
+
+def static_shape(tensor_type: TypeProto.Tensor | None) -> tuple[int | str | None, ...] | None:
+    """A tensor type's shape: ints, names of dynamic dimensions, None for unknown ones; None without rank."""
+    if tensor_type is None or not tensor_type.HasField("shape"):
+        return None
+    return tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor_type.shape.dim)
+
+
+def check_onnx(model: ModelProto, name: str = "the model", *, full: bool = True) -> None:
+    """Check that a model is complete, acyclic and valid by onnx's checker.
+
+    Args:
+        model: the model, its weights loaded.
+        name: what to call it in the message.
+        full: also require strict shape inference to pass.
+
+    Raises:
+        ModelError: naming the node or tensor.
+    """
+    _check_wiring(model.graph, name, outer=frozenset())
+    light = skeleton(model)
+    nodes = sorted_nodes(light.graph)
+    del light.graph.node[:]
+    light.graph.node.extend(nodes)
+    try:
+        checker.check_model(light)
+    except checker.ValidationError as error:
+        raise ModelError(f"{name} is not valid ONNX: {_first_line(error)}", fix=MADE_WHERE) from None
+    if full:
+        infer_types(model, strict=True)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _check_wiring(graph: GraphProto, name: str, outer: frozenset[str]) -> None:
+    made = [value.name for value in graph.input] + [out for node in graph.node for out in node.output if out]
+    known = outer | set(made) | {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    if len(made) != len(set(made)):
+        twice = next(tensor for tensor in made if made.count(tensor) > 1)
+        raise ModelError(f"{name}: tensor {twice!r} is produced twice", fix=MADE_WHERE)
+    for node in graph.node:
+        for tensor in node.input:
+            if tensor and tensor not in known:
+                raise ModelError(
+                    f"{name}: node {node.name or node.op_type!r} reads {tensor!r}, which nothing produces (a missing initializer?)",
+                    fix=MADE_WHERE,
+                )
+        for attribute in node.attribute:
+            for nested in (attribute.g, *attribute.graphs) if _holds_graph(attribute) else ():
+                if nested.node or nested.output:
+                    _check_wiring(nested, name, frozenset(known))
+    for value in graph.output:
+        if value.name not in known:
+            raise ModelError(f"{name}: output {value.name!r} is produced by nothing", fix=MADE_WHERE)
+    if len(sorted_nodes(graph)) != len(graph.node):
+        stuck = set(range(len(graph.node))) - {id_ for id_, _ in _topological(graph)}
+        names = ", ".join(graph.node[i].name or graph.node[i].op_type for i in sorted(stuck)[:3])
+        raise ModelError(f"{name}: the graph has a cycle (through {names})", fix=MADE_WHERE)
+
+
+def _captured(node: NodeProto) -> Iterator[str]:
+    """Names that a node reads: its inputs, and whatever its nested graphs read."""
+    yield from node.input
+    for attribute in node.attribute:
+        for nested in (attribute.g, *attribute.graphs) if _holds_graph(attribute) else ():
+            for inner in nested.node:
+                yield from _captured(inner)
+            yield from (value.name for value in nested.output)
+
+
+def _topological(graph: GraphProto) -> list[tuple[int, NodeProto]]:
+    producer = {out: i for i, node in enumerate(graph.node) for out in node.output if out}
+    waits = [{producer[t] for t in _captured(node) if t in producer} for node in graph.node]
+    users: dict[int, list[int]] = {}
+    for i, needed in enumerate(waits):
+        for j in needed:
+            users.setdefault(j, []).append(i)
+    missing = [len(needed) for needed in waits]
+    ready = [i for i in range(len(waits) - 1, -1, -1) if not missing[i]]
+    order: list[tuple[int, NodeProto]] = []
+    while ready:
+        i = ready.pop()
+        order.append((i, graph.node[i]))
+        for user in users.get(i, ()):
+            missing[user] -= 1
+            if not missing[user]:
+                ready.append(user)
+    return order
+
+
+def sorted_nodes(graph: GraphProto) -> Sequence[NodeProto]:
+    """The nodes in an order in which each comes after what it reads; those on a cycle are left out."""
+    return [node for _, node in _topological(graph)]
+
+
+def save_onnx(model: ModelProto, path: Path, facts: Mapping[str, Any]) -> Artifact:
+    """Write a model and its manifest, or nothing.
+
+    Weights over 2 GB go to ``<name>.data`` beside the file (`model` then refers to it too).
+
+    Args:
+        model: what to write.
+        path: the ``.onnx`` file.
+        facts: what the manifest says beyond hash and versions.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    with staged_file(path) as staged:
+        if sum(tensor_bytes(tensor) for tensor in _iter_tensors(model)) > MAX_MODEL_BYTES:
+            onnx.save_model(model, staged, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
+        else:
+            staged.write_bytes(model.SerializeToString())
+        manifest = write_manifest(staged, facts)
+    return Artifact(path, manifest)

@@ -1,0 +1,8 @@
+"""The fused operator `AttentionalFusion`: what it computes, and how it is written in standard ONNX."""
+
+from __future__ import annotations
+
+from aff_deploy.ops.body import Form, function_body
+from aff_deploy.ops.operator import DOMAIN, DOMAIN_VERSION, Variant, is_fusion
+
+__all__ = ["DOMAIN", "DOMAIN_VERSION", "Form", "Variant", "function_body", "is_fusion"]

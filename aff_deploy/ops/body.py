@@ -1,0 +1,152 @@
+"""The operator written in standard ONNX, as a local function that any runtime can expand.
+
+Forms. One function, several ways to write it; which is fastest was measured on ONNX Runtime's CPU
+provider (docs/benchmarks). It runs convolutions in a blocked layout (channels in groups of 8 or
+16) and falls out of it, reordering every tensor, at each operator without a blocked kernel: Sub and
+ReduceMean among them. Hence ``blocked``:
+
+* ``x - y`` is ``(x + y) - 2 y``, the subtraction being a depthwise 1x1 convolution with weight -2
+  and the sum added inside it. Then x itself is read only by ``x + y``, which the runtime in turn
+  adds inside the convolution that makes x: two passes over memory fewer.
+* the last addition goes into a depthwise 1x1 convolution with weight 1, where a Relu behind the
+  fusion becomes its activation.
+
+and ``blocked_static``, where height and width are known: the global logits are upsampled to full
+size, so that their addition and the gate's nonlinearity happen inside the local branch's second
+convolution. (A broadcast addition in the blocked layout runs 16 elements at a time.)
+
+With scale 2 the gate is a tanh, exactly: ``2 (x w + y (1 - w)) = (x + y) + (x - y) tanh(z / 2)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from onnx import FunctionProto, parser
+
+from aff_deploy.ops.operator import DOMAIN, DOMAIN_VERSION, Branch, Variant
+
+Form = Literal["plain", "blocked", "blocked_static"]
+
+FIRST_CASTLIKE_OPSET = 15
+
+# Activation h of t, as ONNX text. LeakyRelu's slope is the call node's attribute; it is written as a
+# PRelu because onnx's reference evaluator cannot pass a function's attribute on to LeakyRelu.
+_ACTIVATIONS = {
+    "Relu": "{h} = Relu({t})",
+    "LeakyRelu": "{h} = PRelu({t}, slope)",
+    "Silu": "{h}_sigmoid = Sigmoid({t})\n{h} = Mul({t}, {h}_sigmoid)",
+}
+
+
+def function_body(variant: Variant, *, form: Form, scale: float | None, opset: int, elem_type: int) -> FunctionProto:
+    """The local function of `variant`.
+
+    Args:
+        variant: which operator.
+        form: how to write it; ``blocked_static`` expects 4-D tensors and the attribute ``upsample``
+            (1, 1, H, W) on every call, both blocked forms the attribute ``channels``.
+        scale: the scale s of every call where it is 1 or 2; None reads the attribute ``scale``.
+        opset: version of the default ONNX domain to write against (13 or later).
+        elem_type: element type of x (TensorProto), used only below opset 15, which lacks CastLike.
+    """
+    lines = "\n".join(_lines(variant, form, scale, _Constants(opset, elem_type)))
+    attributes = ["channels"] * (form != "plain") + ["upsample"] * _upsamples(variant, form)
+    attributes += ["scale"] * (scale is None) + ["alpha"] * (variant.activation == "LeakyRelu")
+    signature = f"{variant.op_type}{'<' + ', '.join(attributes) + '>' if attributes else ''}({', '.join(variant.inputs)})"
+    function = parser.parse_function(
+        f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "{DOMAIN}" : {DOMAIN_VERSION}]>\n{signature} => (out) {{\n{lines}\n}}'
+    )
+    function.doc_string = "Attentional feature fusion: scale * (x * w + y * (1 - w)), w = sigmoid(local(a) + global(a))."
+    return function
+
+
+def _upsamples(variant: Variant, form: Form) -> bool:
+    return form == "blocked_static" and variant.branches == ("local", "global")
+
+
+class _Constants:
+    """Writes constants in the type of x."""
+
+    def __init__(self, opset: int, elem_type: int) -> None:
+        self._cast = "CastLike({name}_f, x)" if opset >= FIRST_CASTLIKE_OPSET else f"Cast<to: int = {elem_type}>({{name}}_f)"
+
+    def cast(self, name: str) -> str:
+        return f"{name} = {self._cast.format(name=name)}"
+
+    def scalar(self, name: str, value: str) -> Iterator[str]:
+        yield f"{name}_f = Constant<value_float: float = {value}>()"
+        yield self.cast(name)
+
+    def depthwise(self, name: str, value: float, like: str) -> Iterator[str]:
+        """Weights C x 1 x 1... filled with `value`; `like` is a weight C x inter x 1...."""
+        for part, number in (("begin", 0), ("end", 1)):
+            yield f"{name}_{part} = Constant<value_ints: ints = [{number}]>()"
+        yield f"{name}_first = Slice({like}, {name}_begin, {name}_end, {name}_end)"
+        yield f"{name}_shape = Shape({name}_first)"
+        yield f"{name}_f = ConstantOfShape<value: tensor = float[1] {{{value}}}>({name}_shape)"
+        yield self.cast(name)
+
+
+def _lines(variant: Variant, form: Form, scale: float | None, constants: _Constants) -> Iterator[str]:
+    as_tanh = variant.blend and scale == 2.0
+    if variant.blend and (variant.context == "sum" or as_tanh):
+        yield "total = Add(x, y)"
+    context = {"sum": "total", "self": "x", "explicit": "a"}[variant.context]
+    if as_tanh:
+        yield from constants.scalar("half", "0.5")
+    if variant.activation == "LeakyRelu":
+        yield from constants.scalar("slope", "@alpha")
+    for branch in variant.branches:
+        yield from _branch(branch, variant, context, halved=as_tanh)
+    if _upsamples(variant, form):
+        yield "factors = Constant<value_floats: floats = @upsample>()"
+        yield (
+            'global_full = Resize<mode: string = "nearest", coordinate_transformation_mode: string = "asymmetric",'
+            ' nearest_mode: string = "floor">(global_z, , factors)'
+        )
+        yield "z = Add(local_z, global_full)"
+    elif len(variant.branches) == 2:
+        yield "z = Add(local_z, global_z)"
+    z = "z" if len(variant.branches) == 2 else f"{variant.branches[0]}_z"
+    yield f"w = {'Tanh' if as_tanh else 'Sigmoid'}({z})"
+    result = "out" if scale in (1.0, 2.0) and (variant.blend or scale == 1.0) else "unscaled"
+    if variant.blend:
+        yield from _blend(variant, form, result, base="total" if as_tanh else "y", constants=constants)
+    else:
+        yield f"{result} = Mul(x, w)"
+    if result != "out":
+        yield from constants.scalar("s", "@scale" if scale is None else str(scale))
+        yield "out = Mul(unscaled, s)"
+
+
+def _branch(branch: Branch, variant: Variant, context: str, *, halved: bool) -> Iterator[str]:
+    if branch == "global":
+        yield f"pooled = GlobalAveragePool({context})"
+        context = "pooled"
+    yield f"{branch}_t = Conv({context}, {branch}_w1, {branch}_b1)"
+    yield _ACTIVATIONS[variant.activation].format(h=f"{branch}_h", t=f"{branch}_t")
+    if halved:
+        yield f"{branch}_w2_half = Mul({branch}_w2, half)"
+        yield f"{branch}_b2_half = Mul({branch}_b2, half)"
+    suffix = "_half" if halved else ""
+    yield f"{branch}_z = Conv({branch}_h, {branch}_w2{suffix}, {branch}_b2{suffix})"
+
+
+def _blend(variant: Variant, form: Form, result: str, *, base: str, constants: _Constants) -> Iterator[str]:
+    """``base + w (x - y)``: with a sigmoid the base is y, with a tanh it is x + y."""
+    if form == "plain":
+        yield "difference = Sub(x, y)"
+        yield "weighted = Mul(w, difference)"
+        yield f"{result} = Add({base}, weighted)"
+        return
+    weight = f"{variant.branches[0]}_w2"
+    has_total = variant.context == "sum" or base == "total"
+    yield from constants.depthwise("minus", -2.0 if has_total else -1.0, weight)
+    yield from constants.depthwise("one", 1.0, weight)
+    yield "minus_y = Conv<group: int = @channels>(y, minus)"
+    yield f"difference = Add({'total' if has_total else 'x'}, minus_y)"
+    yield "weighted = Mul(w, difference)"
+    yield "weighted_again = Conv<group: int = @channels>(weighted, one)"
+    yield f"{result} = Add({base}, weighted_again)"

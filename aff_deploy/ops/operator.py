@@ -1,0 +1,67 @@
+"""The operator's signature.
+
+    z   = sum of branches(a)               attention logits, N x C x spatial
+    w   = sigmoid(z)
+    out = scale * (x * w + y * (1 - w))    or, without y, scale * x * w
+
+A branch is ``W2 . act(W1 . a + b1) + b2`` at every position (local) or on the global average of
+`a` over the spatial axes, broadcast back (global).
+
+A call node's inputs are ``x, [y], [a]`` and then, for each branch, ``w1, b1, w2, b2`` as 1x1
+convolutions: w1 is inter x C_a x 1..., w2 is C x inter x 1.... Its attributes repeat in words what
+the operator type says, so that a reader (a plugin, a report) needs no naming convention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+DOMAIN = "aff_deploy"
+DOMAIN_VERSION = 1
+
+Context = Literal["sum", "self", "explicit"]
+Branch = Literal["local", "global"]
+
+ACTIVATIONS = ("Relu", "LeakyRelu", "Silu")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What distinguishes one function body from another; everything else is an input or an attribute.
+
+    Attributes:
+        context: what the attention looks at: ``x + y``, ``x`` itself, or a tensor of its own.
+        blend: whether there is a second input y; without, the operator is a gate on x.
+        branches: which branches make up the logits, local first.
+        activation: between a branch's two convolutions.
+    """
+
+    context: Context = "sum"
+    blend: bool = True
+    branches: tuple[Branch, ...] = ("local", "global")
+    activation: str = "Relu"
+
+    @property
+    def op_type(self) -> str:
+        """The operator type: ``AttentionalFusion`` for the plain case, with what differs appended.
+
+        TensorRT finds a local function by its name alone, so every body needs a name of its own.
+        """
+        name = "AttentionalFusion" if self.blend else "AttentionalGate"
+        if self.context == "explicit":
+            name += "Context"
+        if self.branches != ("local", "global"):
+            name += "".join(branch.capitalize() for branch in self.branches)
+        return name + (self.activation if self.activation != "Relu" else "")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the operator's inputs, in order."""
+        tensors = ["x"] + ["y"] * self.blend + ["a"] * (self.context == "explicit")
+        return (*tensors, *(f"{branch}_{part}" for branch in self.branches for part in ("w1", "b1", "w2", "b2")))
+
+
+def is_fusion(domain: str, op_type: str) -> bool:
+    """Whether a node of this type is a call of the fused operator."""
+    return domain == DOMAIN and op_type.startswith(("AttentionalFusion", "AttentionalGate"))

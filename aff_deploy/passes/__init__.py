@@ -1,0 +1,136 @@
+"""Graph passes: ONNX in, the same function in fewer and faster operators out.
+
+A pass is a function over a graph that returns how many rewrites it made; `DEFAULT_PASSES` is their
+order. Every rewrite preserves the function up to rounding, or does not happen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+from aff_deploy.errors import ModelError
+from aff_deploy.passes.cleanup import cleanup
+from aff_deploy.passes.fold_batchnorm import fold_batchnorm
+from aff_deploy.passes.fold_constants import fold_constants
+from aff_deploy.passes.functions import attach_functions
+from aff_deploy.passes.fuse_attention import Rejection, find_rejections, fuse_attention
+from aff_deploy.passes.graph import import_graph
+from aff_deploy.passes.report import Fusion, count_ops, describe_values, list_fusions
+
+__all__ = [
+    "DEFAULT_PASSES",
+    "FUSION_PASSES",
+    "Fusion",
+    "Optimized",
+    "PassResult",
+    "Rejection",
+    "inspect_model",
+    "optimize",
+]
+
+Pass = Callable[[gs.Graph], int]
+
+DEFAULT_PASSES: tuple[Pass, ...] = (cleanup, fold_constants, fold_batchnorm, cleanup)
+FUSION_PASSES: tuple[Pass, ...] = (fuse_attention,)
+
+OLDEST_OPSET, NEWEST_OPSET = 11, 25
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass did: how many rewrites, in how many seconds, and how many nodes it left."""
+
+    name: str
+    rewrites: int
+    seconds: float
+    nodes: int
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """An optimised model and the account of how it came about."""
+
+    model: onnx.ModelProto
+    passes: tuple[PassResult, ...]
+    fusions: tuple[Fusion, ...]
+    rejected: tuple[Rejection, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document of ``optimize --json``."""
+        return {
+            "passes": [asdict(result) for result in self.passes],
+            "fusions": [fusion.to_dict() for fusion in self.fusions],
+            "rejected": [asdict(rejection) for rejection in self.rejected],
+        }
+
+
+def optimize(
+    model: onnx.ModelProto, *, fuse: bool = True, after_pass: Callable[[str, onnx.ModelProto], None] | None = None
+) -> Optimized:
+    """Clean up, fold constants and BatchNormalization, and fuse attention.
+
+    Args:
+        model: a valid model of opset 11 to 25; left as it is.
+        fuse: whether to fuse attention; without, only the other passes run.
+        after_pass: called with the pass's name and the model so far after each pass that changed
+            something; what it raises ends the optimisation.
+
+    Returns:
+        A new model of the same inputs and outputs, and what was done.
+
+    Raises:
+        ModelError: the opset is out of range.
+    """
+    _require_opset(model)
+    graph = import_graph(model)
+    results: list[PassResult] = []
+    for apply in DEFAULT_PASSES + (FUSION_PASSES if fuse else ()):
+        start = time.perf_counter()
+        rewrites = apply(graph)
+        results.append(PassResult(apply.__name__, rewrites, time.perf_counter() - start, len(graph.nodes)))
+        if after_pass is not None and rewrites:
+            after_pass(apply.__name__, _export(graph, model))
+    rejected = find_rejections(graph)
+    optimized = _export(graph, model)
+    return Optimized(optimized, tuple(results), list_fusions(optimized), rejected)
+
+
+def inspect_model(model: onnx.ModelProto) -> dict[str, Any]:
+    """The document of ``inspect --json``: operators, fusions (made or possible), refusals, inputs, outputs."""
+    found = optimize(model)
+    return {
+        "ops": count_ops(model),
+        "fusions": [fusion.to_dict() for fusion in found.fusions],
+        "rejected": [asdict(rejection) for rejection in found.rejected],
+        "inputs": list(describe_values(list(model.graph.input))),
+        "outputs": list(describe_values(list(model.graph.output))),
+    }
+
+
+def _require_opset(model: onnx.ModelProto) -> None:
+    version = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None)
+    if version is None or not OLDEST_OPSET <= version <= NEWEST_OPSET:
+        raise ModelError(
+            f"the model is of ONNX opset {version}; {OLDEST_OPSET} to {NEWEST_OPSET} are supported",
+            fix="export it again with --opset 18",
+        )
+
+
+def _export(graph: gs.Graph, original: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph as a model that keeps all of `original` that is not its main graph."""
+    model = onnx.ModelProto()
+    for field in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        setattr(model, field, getattr(original, field))
+    model.opset_import.extend(original.opset_import)
+    model.metadata_props.extend(original.metadata_props)
+    model.functions.extend(original.functions)
+    model.graph.CopyFrom(OnnxExporter.export_graph(graph, do_type_check=False))
+    attach_functions(model)
+    return model

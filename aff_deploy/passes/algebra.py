@@ -1,0 +1,132 @@
+"""What a tensor is as a polynomial of others.
+
+The recogniser does not compare graphs with templates: it works out what a tensor *is*. Every chain
+of additions, subtractions and products with constants, however spelled, comes down to the same
+polynomial; `y + w * (x - y)`, `x * w + y * (1 - w)` and `lerp(y, x, w)` are then one case.
+
+A polynomial maps monomials (sorted tuples of tensor names) to float coefficients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import onnx_graphsurgeon as gs
+
+from aff_deploy.passes.graph import is_absent, is_op, producer, small_value, uniform_value
+
+Monomial = tuple[str, ...]
+Polynomial = Mapping[Monomial, float]
+
+ONE: Monomial = ()
+MAX_TERMS = 16
+"""Beyond this many terms nothing in the family is meant, and products would grow without bound."""
+MAX_DEGREE = 3
+
+ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Neg", "Sum", "Where", "Identity")
+
+
+def leaf(tensor: gs.Tensor) -> Polynomial:
+    """The tensor as itself, or as a number if all its elements are one."""
+    number = scalar(tensor)
+    return {(tensor.name,): 1.0} if number is None else constant(number)
+
+
+def constant(value: float) -> Polynomial:
+    return {ONE: value} if value else {}
+
+
+def scalar(tensor: gs.Tensor) -> float | None:
+    """The number a tensor stands for in an elementwise expression without changing its shape.
+
+    That is a constant of a single element, or ones_like and its kin: a number spread over the
+    shape of another tensor of the expression (which the caller has to belong to it).
+    """
+    value = small_value(tensor)
+    if value is not None:
+        return uniform_value(tensor) if value.size == 1 else None
+    node = producer(tensor)
+    if is_op(node, "ConstantOfShape") and node is not None:
+        fill = node.attrs.get("value")
+        return 0.0 if fill is None else float(fill.values.flat[0])
+    if is_op(node, "Expand") and node is not None:
+        return scalar(node.inputs[0])
+    return None
+
+
+def add(p: Polynomial, q: Polynomial, factor: float = 1.0) -> Polynomial:
+    """``p + factor * q``."""
+    total = dict(p)
+    for monomial, coefficient in q.items():
+        total[monomial] = total.get(monomial, 0.0) + factor * coefficient
+    return {monomial: coefficient for monomial, coefficient in total.items() if coefficient}
+
+
+def multiply(p: Polynomial, q: Polynomial) -> Polynomial | None:
+    """``p * q``; None where it grows beyond what the family needs."""
+    product: dict[Monomial, float] = {}
+    for m, a in p.items():
+        for n, b in q.items():
+            key = tuple(sorted(m + n))
+            product[key] = product.get(key, 0.0) + a * b
+    if len(product) > MAX_TERMS or any(len(monomial) > MAX_DEGREE for monomial in product):
+        return None
+    return {monomial: coefficient for monomial, coefficient in product.items() if coefficient}
+
+
+def combine(node: gs.Node, of: Callable[[gs.Tensor], Polynomial | None]) -> Polynomial | None:
+    """The polynomial of an arithmetic node's output, given those of its inputs; None if it is none."""
+    if not is_op(node, *ARITHMETIC):
+        return None
+    operands = node.inputs[1:] if node.op == "Where" else node.inputs
+    terms = [of(tensor) for tensor in operands if not tensor.is_empty()]
+    known = [term for term in terms if term is not None]
+    if len(known) != len(terms):
+        return None
+    if node.op == "Where":
+        # Both sides the same function (lerp chooses the better rounded of two forms): either will do.
+        return known[0] if same(known[0], known[1]) else None
+    if node.op == "Mul":
+        return multiply(known[0], known[1])
+    if node.op == "Div":
+        divisor = known[1].get(ONE, 0.0) if set(known[1]) == {ONE} else 0.0
+        return {m: c / divisor for m, c in known[0].items()} if divisor else None
+    if node.op == "Neg":
+        return add({}, known[0], -1.0)
+    if node.op == "Sub":
+        return add(known[0], known[1], -1.0)
+    total: Polynomial = {}
+    for term in known:
+        total = add(total, term)
+    return total if len(total) <= MAX_TERMS else None
+
+
+def same(p: Polynomial, q: Polynomial) -> bool:
+    """Whether two polynomials are equal up to rounding of their constants."""
+    return all(abs(c) <= 1e-6 for c in add(p, q, -1.0).values())
+
+
+def expand_scaling(tensor: gs.Tensor) -> Polynomial:
+    """The tensor with factors and signs in front of it taken apart: ``2 * x`` becomes ``{x: 2}``."""
+    node = producer(tensor)
+    if node is None or not is_op(node, "Mul", "Div", "Neg", "Identity"):
+        return leaf(tensor)
+    variables = [t for t in node.inputs if scalar(t) is None]
+    if len(variables) != 1 or is_absent(node.inputs, 0):
+        return leaf(tensor)
+    polynomial = combine(node, lambda t: expand_scaling(t) if t is variables[0] else leaf(t))
+    return leaf(tensor) if polynomial is None else polynomial
+
+
+def substitute(p: Polynomial, name: str, value: Polynomial) -> Polynomial | None:
+    """`p` with the tensor `name` replaced by `value`; None where it grows too large."""
+    total: Polynomial = {}
+    for monomial, coefficient in p.items():
+        rest = tuple(n for n in monomial if n != name)
+        term: Polynomial | None = {rest: coefficient}
+        for _ in range(len(monomial) - len(rest)):
+            term = None if term is None else multiply(term, value)
+        if term is None:
+            return None
+        total = add(total, term)
+    return total

@@ -1,0 +1,125 @@
+"""A few words on top of onnx-graphsurgeon that every pass shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from aff_deploy.onnx_file import infer_types, static_shape
+
+Array = NDArray[Any]
+
+# graphsurgeon prints its warnings to stdout, where a JSON document may be on its way.
+G_LOGGER.severity = G_LOGGER.ERROR
+
+STANDARD_DOMAINS = (None, "", "ai.onnx")
+
+
+def import_graph(model: onnx.ModelProto) -> gs.Graph:
+    """The main graph of `model`, with inferred types and shapes on its tensors.
+
+    Weights stay in `model`, unread, until a pass changes them. Local functions are left out: they
+    are carried over untouched.
+    """
+    opset = OnnxImporter.get_opset(model)
+    graph = OnnxImporter.import_graph(model.graph, opset=opset, import_domains=model.opset_import)
+    types = infer_types(model)
+    for name, tensor in graph.tensors().items():
+        if isinstance(tensor, gs.Variable) and name in types:
+            inferred = types[name]
+            if tensor.dtype is None and inferred.elem_type:
+                tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(inferred.elem_type)
+            shape = static_shape(inferred)
+            if shape is not None and (tensor.shape is None or None in tensor.shape):
+                tensor.shape = shape
+    return graph
+
+
+def is_op(node: gs.Node | None, *ops: str) -> bool:
+    """Whether `node` is one of the standard ONNX operators `ops`."""
+    return node is not None and node.op in ops and node.domain in STANDARD_DOMAINS
+
+
+def producer(tensor: gs.Tensor) -> gs.Node | None:
+    """The node that makes `tensor`; None for inputs and constants."""
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def is_absent(tensors: Sequence[gs.Tensor], index: int) -> bool:
+    """Whether an optional input or output is not given."""
+    return index >= len(tensors) or tensors[index].is_empty()
+
+
+def output_names(graph: gs.Graph) -> frozenset[str]:
+    return frozenset(tensor.name for tensor in graph.outputs)
+
+
+def consumers(tensor: gs.Tensor) -> Iterator[gs.Node]:
+    """The nodes that read `tensor`, those in nested graphs among them, once for each time they do."""
+    yield from tensor.outputs
+
+
+def only_read_by(tensor: gs.Tensor, node: gs.Node, outputs: frozenset[str]) -> bool:
+    """Whether `node` alone reads `tensor`, once, and it is no graph output."""
+    return len(tensor.outputs) == 1 and tensor.outputs[0] is node and tensor.name not in outputs
+
+
+def small_value(tensor: gs.Tensor, limit: int = 4096) -> Array | None:
+    """The value of a constant of at most `limit` elements; None for anything else."""
+    if not isinstance(tensor, gs.Constant) or tensor.shape is None or math.prod(tensor.shape) > limit:
+        return None
+    return np.asarray(tensor.values)
+
+
+def uniform_value(tensor: gs.Tensor) -> float | None:
+    """The value that all elements of a small floating or integer constant share; None where they differ."""
+    value = small_value(tensor)
+    if value is None or value.size == 0 or value.dtype.kind not in "fiuV":
+        return None
+    wide = value.astype(np.float64)
+    first = float(wide.flat[0])
+    return first if bool(np.all(wide == first)) else None
+
+
+def rank(tensor: gs.Tensor) -> int | None:
+    return None if tensor.shape is None else len(tensor.shape)
+
+
+def replace_uses(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> bool:
+    """Make everyone who reads `old` read `new`; False, and nothing done, where that cannot be.
+
+    A graph output keeps its name: then `new` takes over `old`'s place as the output of its
+    producer, which is impossible when `new` is itself an input, a constant or another output.
+    """
+    if old.name not in output_names(graph):
+        for node in list(old.outputs):
+            node.inputs = [new if tensor is old else tensor for tensor in node.inputs]
+        return True
+    maker = producer(new)
+    if maker is None or new.name in output_names(graph) or isinstance(new, gs.Constant):
+        return False
+    if maker not in graph.nodes or (old.dtype, old.shape) == (None, None):
+        return False
+    old.inputs.clear()
+    for node in list(new.outputs):
+        node.inputs = [old if tensor is new else tensor for tensor in node.inputs]
+    maker.outputs = [old if tensor is new else tensor for tensor in maker.outputs]
+    return True
+
+
+def fresh_name(wanted: str, taken: set[str]) -> str:
+    """`wanted`, or `wanted_1`, …: the first name not in `taken`, which then holds it."""
+    name, count = wanted, 0
+    while name in taken:
+        count += 1
+        name = f"{wanted}_{count}"
+    taken.add(name)
+    return name

@@ -1,0 +1,197 @@
+"""Recipe from TOML. The format is described key by key in ``docs/recipe.md``."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aff_deploy.errors import RecipeError
+from aff_deploy.recipe.tables import Table, read_toml
+from aff_deploy.recipe.values import Distribution, Evaluation, ExportSettings, Preprocessing, Recipe
+from aff_deploy.spec import DTYPES, MAX_ELEMENTS, TOLERANCES, Dim, Precision, ShapeProfile, TensorSpec, Tolerance
+
+RECIPE_FILE = "recipe.toml"
+LAYOUTS = ("as-is", "channels-last")
+EXPORTERS = ("dynamo", "torchscript")
+_NETWORK = re.compile(r"[^:\0]+:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_DYNAMIC = re.compile(r"[A-Za-z_]\w*")
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read the recipe at `path`, a ``recipe.toml`` or the folder that holds one.
+
+    Raises:
+        RecipeError: anything in it that is unknown, of a wrong type, out of range or not there.
+    """
+    path = path / RECIPE_FILE if path.is_dir() else path
+    known = ("name", "description", "network", "arguments", "weights", "inputs", "preprocessing", "tolerance")
+    top = Table(path, "", read_toml(path), (*known, "evaluation", "export", "serving"))
+    top.require("name", "network", "inputs")
+    name = top.text("name")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise top.wrong("name", "1 to 64 letters, digits, '.', '_' or '-'")
+    weights = top.table("weights", ("file", "sha256"))
+    if weights.values:
+        weights.require("file")
+    inputs, distributions, profile = _read_inputs(top)
+    export = top.table("export", ("opset", "exporter"))
+    serving = top.table("serving", ("max_batch_size",))
+    return Recipe(
+        name=name,
+        network=_read_network(top),
+        folder=path.parent.resolve(),
+        inputs=inputs,
+        description=top.text("description"),
+        arguments=dict(_read_arguments(top)),
+        weights=weights.file("file") if weights.values else None,
+        weights_sha256=weights.sha256("sha256"),
+        preprocessing=_read_preprocessing(top),
+        distributions=distributions,
+        profile=profile,
+        tolerance=_read_tolerance(top),
+        evaluation=_read_evaluation(top, inputs),
+        export=ExportSettings(
+            export.integer("opset", ExportSettings.opset, low=13, high=20),
+            export.choice("exporter", ExportSettings.exporter, EXPORTERS),
+        ),
+        serving={"max_batch_size": serving.integer("max_batch_size", 1, low=0, high=65536)} if serving.values else {},
+    )
+
+
+def _read_network(top: Table) -> str:
+    network = top.text("network")
+    if not _NETWORK.fullmatch(network):
+        raise top.wrong("network", "'package.module:callable' or 'file.py:callable'")
+    source = network.rpartition(":")[0]
+    if source.endswith(".py"):
+        Table(top.path, "", {"network": source}, ("network",)).file("network")
+    return network
+
+
+def _read_arguments(top: Table) -> Mapping[str, Any]:
+    value = top.values.get("arguments", {})
+    if not isinstance(value, dict) or not all(key.isidentifier() for key in value):
+        raise top.wrong("arguments", "a table of keyword arguments")
+    return value
+
+
+def _read_inputs(top: Table) -> tuple[tuple[TensorSpec, ...], dict[str, Distribution], ShapeProfile | None]:
+    specs: list[TensorSpec] = []
+    distributions: dict[str, Distribution] = {}
+    ranges: dict[str, dict[str, tuple[int, ...]]] = {"min": {}, "opt": {}, "max": {}}
+    for table in top.tables("inputs", ("name", "shape", "dtype", "min", "opt", "max", "distribution")):
+        table.require("name", "shape")
+        name = table.text("name")
+        if not name or ":" in name or name in (spec.name for spec in specs):
+            raise table.wrong("name", "a name of its own, without ':'")
+        shape = _read_shape(table)
+        for bound, sizes in ranges.items():
+            if bound in table:
+                sizes[name] = _read_range(table, bound, shape)
+        _check_order(table, shape, {bound: sizes[name] for bound, sizes in ranges.items() if name in sizes})
+        example = ranges["opt"].get(name) or tuple(d if isinstance(d, int) else 1 for d in shape)
+        specs.append(TensorSpec(name, shape, table.choice("dtype", "float32", DTYPES), example))
+        if "distribution" in table:
+            distributions[name] = _read_distribution(table)
+    if not specs:
+        raise RecipeError(f"{top.path}: 'inputs' is empty", fix="describe each input in a table [[inputs]]")
+    complete = all(name in sizes for sizes in ranges.values() for name in (s.name for s in specs if s.is_dynamic))
+    if not any(spec.is_dynamic for spec in specs) or not complete:
+        return tuple(specs), distributions, None
+    full = {bound: {s.name: sizes.get(s.name) or s.concrete() for s in specs} for bound, sizes in ranges.items()}
+    return tuple(specs), distributions, ShapeProfile(full["min"], full["opt"], full["max"])
+
+
+def _read_shape(table: Table) -> tuple[Dim, ...]:
+    shape = table.values["shape"]
+    wanted = "an array of at most eight positive integers and names of dynamic dimensions"
+    if not isinstance(shape, list) or len(shape) > 8:
+        raise table.wrong("shape", wanted)
+    for dim in shape:
+        named = isinstance(dim, str) and _DYNAMIC.fullmatch(dim)
+        if not named and not (type(dim) is int and 1 <= dim < MAX_ELEMENTS):
+            raise table.wrong("shape", wanted)
+    return tuple(shape)
+
+
+def _read_range(table: Table, bound: str, shape: tuple[Dim, ...]) -> tuple[int, ...]:
+    sizes = table.sizes(bound)
+    total = 1
+    for size in sizes:
+        total *= size
+    fits = len(sizes) == len(shape) and all(isinstance(d, str) or d == s for d, s in zip(shape, sizes, strict=True))
+    if not fits or total > MAX_ELEMENTS:
+        raise table.wrong(bound, f"a shape that fits {list(shape)}, of at most {MAX_ELEMENTS} elements")
+    return sizes
+
+
+def _check_order(table: Table, shape: tuple[Dim, ...], bounds: Mapping[str, tuple[int, ...]]) -> None:
+    fixed = 1
+    for dim in shape:
+        fixed *= dim if isinstance(dim, int) else 1
+    if fixed > MAX_ELEMENTS:
+        raise table.wrong("shape", f"at most {MAX_ELEMENTS} elements")
+    given = list(bounds)
+    for lower, upper in itertools.pairwise(given):
+        if any(a > b for a, b in zip(bounds[lower], bounds[upper], strict=True)):
+            raise table.wrong(lower, f"no larger than {table.name(upper)} {list(bounds[upper])}")
+
+
+def _read_distribution(table: Table) -> Distribution:
+    entry = table.table("distribution", ("kind", "mean", "std", "low", "high"))
+    if entry.choice("kind", "normal", ("normal", "uniform")) == "uniform":
+        entry = table.table("distribution", ("kind", "low", "high"))
+        entry.require("low", "high")
+        low = entry.number("low", 0.0)
+        return Distribution("uniform", low, entry.number("high", 1.0, low=low))
+    entry = table.table("distribution", ("kind", "mean", "std"))
+    return Distribution("normal", entry.number("mean", 0.0), entry.number("std", 1.0, low=0.0))
+
+
+def _read_preprocessing(top: Table) -> Preprocessing:
+    table = top.table("preprocessing", ("layout", "scale", "mean", "std"))
+    std = table.numbers("std", (1.0,))
+    if not all(value > 0 for value in std):
+        raise table.wrong("std", "positive")
+    return Preprocessing(
+        table.choice("layout", "as-is", LAYOUTS), table.number("scale", 1.0), table.numbers("mean", (0.0,)), std
+    )
+
+
+def _read_tolerance(top: Table) -> Mapping[Precision, Tolerance]:
+    rows = dict(TOLERANCES)
+    table = top.table("tolerance", [str(precision) for precision in Precision])
+    for key in table.values:
+        precision = Precision(key)
+        entry, base = table.table(key, ("atol", "rtol", "min_cosine")), TOLERANCES[precision]
+        rows[precision] = Tolerance(
+            entry.number("atol", base.atol, low=0.0),
+            entry.number("rtol", base.rtol, low=0.0),
+            entry.number("min_cosine", base.min_cosine, low=-1.0, high=1.0),
+        )
+    return rows
+
+
+def _read_evaluation(top: Table, inputs: tuple[TensorSpec, ...]) -> Evaluation | None:
+    table = top.table("evaluation", ("data", "sha256", "input", "inputs", "labels", "samples", "accuracy"))
+    if not table.values:
+        return None
+    table.require("data")
+    keys = {spec.name: spec.name for spec in inputs}
+    if "input" in table:
+        if len(inputs) != 1:
+            raise table.wrong("input", "replaced by a table 'inputs', since the network has several")
+        keys[inputs[0].name] = table.text("input")
+    named = table.table("inputs", list(keys))
+    keys |= {name: named.text(name) for name in named.values}
+    return Evaluation(
+        data=table.file("data"),
+        sha256=table.sha256("sha256"),
+        inputs=keys,
+        labels=table.text("labels"),
+        samples=table.integer("samples", 1, low=1, high=10_000_000) if "samples" in table else None,
+        accuracy=table.number("accuracy", 0.0, low=0.0, high=1.0) if "accuracy" in table else None,
+    )

@@ -1,0 +1,149 @@
+"""What a recipe says, as frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from aff_deploy.artifact import sha256
+from aff_deploy.errors import DataError, InputError, WeightsError
+from aff_deploy.spec import TOLERANCES, Precision, ShapeProfile, TensorSpec, Tolerance
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How seeded data for an input is drawn: ``normal`` with (mean, std) or ``uniform`` with (low, high).
+
+    It describes what the network sees, so *after* preprocessing. Integer inputs are drawn from
+    ``uniform`` with both ends included.
+    """
+
+    kind: str = "normal"
+    first: float = 0.0
+    second: float = 1.0
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How raw data becomes the first input: ``(raw * scale - mean) / std``, per channel (axis 1).
+
+    `layout` is the raw data's: ``as-is``, or ``channels-last`` where channels must move to axis 1.
+    """
+
+    layout: str = "as-is"
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def apply(self, raw: np.ndarray[Any, Any], dtype: str = "float32") -> np.ndarray[Any, Any]:
+        """Raw data (any real dtype, N first) as the network's input of the given dtype.
+
+        Raises:
+            DataError: `mean` or `std` has another number of channels than the data.
+        """
+        import numpy as np
+
+        if self == Preprocessing():
+            return raw.astype(dtype, copy=False)
+        data = np.moveaxis(raw, -1, 1) if self.layout == "channels-last" and raw.ndim > 2 else raw
+        shape = (-1, *[1] * (data.ndim - 2)) if data.ndim > 1 else (-1,)
+        mean, std = (np.asarray(values, dtype=np.float32).reshape(shape) for values in (self.mean, self.std))
+        try:
+            return np.ascontiguousarray((data.astype(np.float32) * np.float32(self.scale) - mean) / std).astype(dtype, copy=False)
+        except ValueError:
+            raise DataError(
+                f"preprocessing has {len(self.mean)} means and {len(self.std)} stds, which do not fit data of shape {raw.shape}",
+                fix="give one value, or one per channel (check 'layout')",
+            ) from None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out data: an .npz (never unpickled) with raw inputs and integer class labels.
+
+    `inputs` maps each network input to its key in the file; `labels` is '' where there are none, and then
+    only parity is measured. `accuracy` (0 to 1) is what the network is known to reach.
+    """
+
+    data: Path
+    sha256: str
+    inputs: Mapping[str, str]
+    labels: str = ""
+    samples: int | None = None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """How the network becomes ONNX."""
+
+    opset: int = 18
+    exporter: str = "dynamo"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One deployable model. Paths are absolute and inside `folder`.
+
+    `network` is ``package.module:callable`` or ``file.py:callable`` relative to `folder`, called with `arguments`.
+    """
+
+    name: str
+    network: str
+    folder: Path
+    inputs: tuple[TensorSpec, ...]
+    description: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    weights: Path | None = None
+    weights_sha256: str = ""
+    preprocessing: Preprocessing = Preprocessing()
+    distributions: Mapping[str, Distribution] = field(default_factory=lambda: _NOTHING)
+    profile: ShapeProfile | None = None
+    tolerance: Mapping[Precision, Tolerance] = field(default_factory=lambda: TOLERANCES)
+    evaluation: Evaluation | None = None
+    export: ExportSettings = ExportSettings()
+    serving: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+
+    def distribution(self, name: str) -> Distribution:
+        """Where seeded data for the input `name` comes from (standard normal unless the recipe says)."""
+        return self.distributions.get(name, Distribution())
+
+    def checked_weights(self) -> Path | None:
+        """The weights file, its SHA-256 compared; None for a recipe without one.
+
+        Raises:
+            WeightsError: the file is not the one that the recipe was made with.
+        """
+        if self.weights is not None and self.weights_sha256:
+            _check_sha256(self.weights, self.weights_sha256, WeightsError)
+        return self.weights
+
+    def checked_evaluation(self) -> Evaluation | None:
+        """The evaluation, the SHA-256 of its data compared; None for a recipe without one.
+
+        Raises:
+            DataError: the file is not the one that the recipe was made with.
+        """
+        if self.evaluation is not None and self.evaluation.sha256:
+            _check_sha256(self.evaluation.data, self.evaluation.sha256, DataError)
+        return self.evaluation
+
+
+def _check_sha256(path: Path, expected: str, error: type[InputError]) -> None:
+    try:
+        actual = sha256(path)
+    except OSError as reason:
+        raise error(f"cannot read {path}: {reason.strerror}", fix="make it readable") from None
+    if actual != expected:
+        raise error(
+            f"{path} has sha256 {actual[:12]}..., but the recipe says {expected[:12]}...",
+            fix="restore the original file, or correct sha256 in the recipe if the change is meant",
+        )

@@ -1,0 +1,63 @@
+"""Recipe to TOML: the inverse of reading."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tomli_w
+
+from aff_deploy.recipe.values import Distribution, Evaluation, ExportSettings, Preprocessing, Recipe
+from aff_deploy.spec import TOLERANCES, TensorSpec
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The TOML text that `load_recipe` reads back as an equal recipe (from a file in ``recipe.folder``)."""
+    document: dict[str, Any] = {"name": recipe.name, "description": recipe.description, "network": recipe.network}
+    document["arguments"] = dict(recipe.arguments)
+    if recipe.weights is not None:
+        file = recipe.weights.relative_to(recipe.folder).as_posix()
+        document["weights"] = {"file": file, "sha256": recipe.weights_sha256}
+    document["inputs"] = [_input(recipe, spec) for spec in recipe.inputs]
+    if recipe.preprocessing != Preprocessing():
+        document["preprocessing"] = {
+            "layout": recipe.preprocessing.layout,
+            "scale": recipe.preprocessing.scale,
+            "mean": list(recipe.preprocessing.mean),
+            "std": list(recipe.preprocessing.std),
+        }
+    document["tolerance"] = {
+        str(precision): {"atol": row.atol, "rtol": row.rtol, "min_cosine": row.min_cosine}
+        for precision, row in recipe.tolerance.items()
+        if row != TOLERANCES[precision]
+    }
+    if recipe.evaluation is not None:
+        document["evaluation"] = _evaluation(recipe, recipe.evaluation)
+    if recipe.export != ExportSettings():
+        document["export"] = {"opset": recipe.export.opset, "exporter": recipe.export.exporter}
+    document["serving"] = dict(recipe.serving)
+    return tomli_w.dumps({key: value for key, value in document.items() if value not in ("", {})})
+
+
+def _input(recipe: Recipe, spec: TensorSpec) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
+    if recipe.profile is not None and spec.is_dynamic:
+        for bound in ("min", "opt", "max"):
+            entry[bound] = list(getattr(recipe.profile, bound)[spec.name])
+    elif spec.example is not None and spec.is_dynamic:
+        entry["opt"] = list(spec.example)
+    drawn = recipe.distributions.get(spec.name)
+    if drawn is not None:
+        entry["distribution"] = _distribution(drawn)
+    return entry
+
+
+def _distribution(drawn: Distribution) -> dict[str, Any]:
+    first, second = ("low", "high") if drawn.kind == "uniform" else ("mean", "std")
+    return {"kind": drawn.kind, first: drawn.first, second: drawn.second}
+
+
+def _evaluation(recipe: Recipe, evaluation: Evaluation) -> dict[str, Any]:
+    entry: dict[str, Any] = {"data": evaluation.data.relative_to(recipe.folder).as_posix(), "sha256": evaluation.sha256}
+    entry["inputs"] = dict(evaluation.inputs)
+    entry |= {"labels": evaluation.labels, "samples": evaluation.samples, "accuracy": evaluation.accuracy}
+    return {key: value for key, value in entry.items() if value not in ("", None)}

@@ -1,0 +1,189 @@
+"""The parts of the report, each from the manifest of a deployment."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from aff_deploy.report.html import Html, facts, join, table, tag, verdict
+
+SITE_COLUMNS = ("name", "kind", "channels", "inter_channels", "scale", "activation", "context")
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def number(value: float | None, form: str = ".3g") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def code(value: object) -> Html:
+    return tag("code", value)
+
+
+def section(title: str, *parts: object) -> Html:
+    return tag("section", tag("h2", title), *parts)
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def header(manifest: Mapping[str, Any]) -> Html:
+    """Name, verdict and the numbers that one looks for first."""
+    validation, evaluation, nodes = manifest["validation"], manifest["evaluation"], manifest["nodes"]
+    passed = validation["passed"]
+    words = "the optimised file computes what PyTorch computes" if passed else "the optimised file differs from PyTorch"
+    cards = [(len(manifest["fusions"]), "attention sites fused"), (f"{nodes['before']} to {nodes['after']}", "operators")]
+    ratios = [o["max_abs"] / o["scale"] for o in validation["outputs"] if o["max_abs"] is not None and o["scale"]]
+    if ratios:
+        cards.append((f"{max(ratios):.1e}", "largest difference, relative to the output's scale"))
+    if evaluation is not None:
+        cards.append((f"{evaluation['same_answers']} of {evaluation['samples']}", "same answers as PyTorch"))
+        if evaluation["accuracy"]["file"] is not None:
+            cards.append((percent(evaluation["accuracy"]["file"]), "accuracy of the file"))
+    return tag(
+        "header",
+        tag("h1", manifest["name"]),
+        tag("p", manifest["description"] or "Deployment report", class_="soft"),
+        tag("div", f"{'Passed' if passed else 'FAILED'}: {words}.", class_=f"verdict {'good' if passed else 'bad'}"),
+        tag("div", *(tag("div", tag("b", value), tag("span", label), class_="card") for value, label in cards), class_="cards"),
+    )
+
+
+def origin(manifest: Mapping[str, Any]) -> Html:
+    """What went in."""
+    network = manifest["network"]
+    call = ", ".join(f"{key}={value!r}" for key, value in network["arguments"].items())
+    weights: object = "none given: initialised from a seed, so this is not a trained network"
+    if network["weights"] is not None:
+        weights = join([code(network["weights"]["file"]), ", sha256 ", code(network["weights"]["sha256"])], "")
+    pairs: list[tuple[str, object]] = [
+        ("Network", code(f"{network['reference']}({call})")),
+        ("Parameters", f"{network['parameters']:,}"),
+        ("Weights", weights),
+    ]
+    for kind in ("inputs", "outputs"):
+        values = (code(f"{v['name']} {'x'.join(map(str, v['shape']))} {v['dtype']}") for v in manifest[kind])
+        pairs.append((kind.capitalize(), join(values, "<br>")))
+    export = network["export"]
+    pairs.append(("Export", f"{export['exporter']} exporter, opset {export['opset']}"))
+    return section("What went in", facts(pairs))
+
+
+def fusions(manifest: Mapping[str, Any]) -> Html:
+    """What was fused."""
+    sites = manifest["fusions"]
+    if not sites:
+        return section("What was fused", tag("p", "Nothing: no attentional feature fusion was recognised in this network."))
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(site["kind"] for site in sites).items())
+    rows = [["-" if site.get(key) is None else site[key] for key in SITE_COLUMNS] for site in sites]
+    return section(
+        "What was fused",
+        tag("p", f"{plural(len(sites), 'site')}: {kinds}. Each is one ", code("AttentionalFusion"), " call in the file, whose body "
+            "is standard ONNX, so that any runtime executes it."),
+        table(["Site", "Kind", "Channels", "Inner", "Scale", "Activation", "Context"], rows, numbers=(2, 3, 4)),
+    )  # fmt: skip
+
+
+def refusals(manifest: Mapping[str, Any]) -> Html:
+    """What was refused, and why."""
+    sites = manifest["rejected"]
+    if not sites:
+        return section("What was refused", tag("p", "Nothing: every candidate was reduced exactly to the fused operator."))
+    note = tag("p", "These look like attention but cannot be reduced exactly, so they were left as they are.")
+    return section("What was refused", note, table(["Site", "Reason"], [(code(s["name"]), s["reason"]) for s in sites]))
+
+
+def operators(manifest: Mapping[str, Any]) -> Html:
+    """Operators before and after, as numbers and bars."""
+    before, after = manifest["ops"]["before"], manifest["ops"]["after"]
+    names = sorted({*before, *after}, key=lambda op: (-max(before.get(op, 0), after.get(op, 0)), op))
+    most = max([1, *before.values(), *after.values()])
+
+    def bars(op: str) -> Html:
+        counts = ((before.get(op, 0), "bar"), (after.get(op, 0), "bar after"))
+        return tag("span", *(tag("span", class_=kind, style=f"width: {100 * n / most:.1f}%") for n, kind in counts if n), class_="bars")
+
+    rows = [(code(op), before.get(op, 0), after.get(op, 0), bars(op)) for op in names]
+    rows.append((tag("b", "All"), manifest["nodes"]["before"], manifest["nodes"]["after"], ""))
+    note = tag("p", "Counted in the exported file (pale bar) and in the optimised one (strong bar); a fused site counts once.")
+    return section("Operators", note, table(["Operator", "Before", "After", ""], rows, numbers=(1, 2)))
+
+
+def passes(manifest: Mapping[str, Any]) -> Html:
+    """Which passes ran, and what they did."""
+    rows = [(p["name"], p["rewrites"], p["nodes"], f"{1000 * p['seconds']:.0f} ms") for p in manifest["passes"]]
+    return section("Passes", table(["Pass", "Rewrites", "Nodes after", "Time"], rows, numbers=(1, 2, 3)))
+
+
+def parity(manifest: Mapping[str, Any]) -> Html:
+    """Each output against eager PyTorch."""
+    validation = manifest["validation"]
+    tolerance = validation["tolerance"]
+    rows = [
+        (
+            code(o["name"]),
+            number(o["max_abs"]),
+            number(o["scale"]),
+            number(o["max_rel"]),
+            number(o["cosine"], ".8f"),
+            number(o["snr_db"], ".1f"),
+            percent(o["argmax_agreement"]),
+            verdict(o["passed"]),
+        )
+        for o in validation["outputs"]
+    ]
+    heads = ["Output", "Max abs", "Scale", "Max rel", "Cosine", "SNR, dB", "Same argmax", "Verdict"]
+    parts: list[object] = [table(heads, rows, numbers=range(1, 7))]
+    parts += [tag("p", o["detail"], class_="bad") for o in validation["outputs"] if o["detail"] and not o["passed"]]
+    if validation["checks"]:
+        checks = [(c["name"], verdict(c["passed"]), c["detail"]) for c in validation["checks"]]
+        parts.append(table(["Property", "Verdict", ""], checks))
+    kinds = {"evaluation": "samples of evaluation data", "seeded": "samples drawn from a seed"}
+    sources = " and ".join(f"{s['samples']} {kinds.get(s['kind'], s['kind'])}" for s in validation["sources"])
+    parts.append(
+        tag(
+            "p",
+            f"Against eager PyTorch in eval mode, on {sources}. An output passes when its largest difference is at most "
+            f"{tolerance['atol']:g} + {tolerance['rtol']:g} × scale and its cosine similarity at least {tolerance['min_cosine']:g}; "
+            "the scale is the largest magnitude in PyTorch's output.",
+            class_="soft",
+        )
+    )
+    return section("Parity with PyTorch", *parts)
+
+
+def accuracy(manifest: Mapping[str, Any]) -> Html:
+    """Answers on the evaluation data."""
+    found = manifest["evaluation"]
+    if found is None:
+        return section("Accuracy", tag("p", "Not measured: the recipe names no evaluation data."))
+    answers = tag("p", f"The file gives the same answer as PyTorch on {found['same_answers']} of {found['samples']} samples.")
+    right, rate = found["correct"], found["accuracy"]
+    if right["file"] is None:
+        return section("Accuracy", answers, tag("p", "The evaluation data has no labels, so accuracy was not measured."))
+    of = found["samples"]
+    rows = [
+        ("PyTorch", f"{right['pytorch']} of {of}", percent(rate["pytorch"])),
+        ("Optimised file, ONNX Runtime", f"{right['file']} of {of}", percent(rate["file"])),
+    ]
+    rows += [] if rate["recorded"] is None else [("Recorded in the recipe", "", percent(rate["recorded"]))]
+    return section("Accuracy", answers, table(["", "Right", "Accuracy"], rows, numbers=(1, 2)))
+
+
+def provenance(manifest: Mapping[str, Any]) -> Html:
+    """Hashes, versions, times."""
+    model = manifest["model"]
+    data = [s for s in manifest["validation"]["sources"] if s["kind"] == "evaluation"]
+    pairs: list[tuple[str, object]] = [
+        ("Made", f"{manifest['created']} on {manifest['platform']}"),
+        ("Model file", join([code(model["file"]), f", {model['bytes']:,} bytes"], "")),
+        ("sha256", code(model["sha256"])),
+        *((f"sha256 of {source['file']}", code(source["sha256"])) for source in data),
+        ("Stages", ", ".join(f"{name} {seconds:.2f} s" for name, seconds in manifest["seconds"].items())),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())),
+    ]
+    return section("Provenance", facts(pairs))

@@ -1,0 +1,165 @@
+"""ONNX Runtime: runs a model file on the CPU, or wherever its execution providers reach."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aff_deploy.errors import MissingDependency, ModelError
+from aff_deploy.runtimes import Array, Feeds, check_feeds, shape_text
+from aff_deploy.spec import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+CPU = ("CPUExecutionProvider",)
+
+TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+ONNX_BFLOAT16 = 16
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError:
+        raise MissingDependency("onnxruntime is not installed", extra="cpu") from None
+
+
+def _reason(error: Exception) -> str:
+    """ONNX Runtime's message in one line, without its own prefix and stack trace."""
+    text = str(error).split("Stacktrace:")[0]
+    if text.startswith("[ONNXRuntimeError]"):
+        text = text.split(" : ", 3)[-1]
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _spec(value: Any) -> TensorSpec:
+    if value.type not in TYPES:
+        raise ModelError(f"input {value.name!r} is a {value.type}", fix=f"supported are {', '.join(TYPES)}")
+    # A dimension without a size or a name is free; names of our own keep two of them apart.
+    shape = tuple(d if isinstance(d, int) else d or f"{value.name}_dim{i}" for i, d in enumerate(value.shape))
+    if any(isinstance(d, int) and d < 1 for d in shape):
+        raise ModelError(f"input {value.name!r} has shape {shape_text(shape)}", fix="dimensions must be positive or named")
+    return TensorSpec(value.name, shape, TYPES[value.type])
+
+
+def _to_bfloat16_bits(array: Array) -> Array:
+    """float32 as the 16 bits of the nearest bfloat16 (ties to even), numpy having no such type."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
+    return np.asarray(np.where(np.isnan(array), quiet, rounded).astype(np.uint16))
+
+
+class OnnxRuntimeRunner:
+    """Runs an ONNX model.
+
+    Args:
+        model: a file (external data is found beside it), or a model in memory below 2 GB.
+        providers: execution providers in order of preference.
+        threads: threads within an operator; ONNX Runtime's choice by default.
+
+    Raises:
+        MissingDependency: onnxruntime, or a provider, is not here.
+        ModelError: the model cannot be loaded, with ONNX Runtime's reason.
+    """
+
+    def __init__(self, model: Path | onnx.ModelProto, *, providers: Sequence[str] = CPU, threads: int | None = None) -> None:
+        ort = _import_onnxruntime()
+        if absent := [p for p in providers if p not in ort.get_available_providers()]:
+            raise MissingDependency(f"ONNX Runtime here has no {', '.join(absent)}", extra="gpu")
+        options = ort.SessionOptions()
+        # Whatever it would log as an error it also raises.
+        options.log_severity_level = 4
+        if threads is not None:
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
+        label = str(model) if isinstance(model, Path) else "the model"
+        if isinstance(model, Path) and not model.is_file():
+            raise ModelError(f"{model} does not exist or is not a file", fix="give the path of an ONNX file")
+        try:
+            source = str(model) if isinstance(model, Path) else model.SerializeToString()
+        except Exception:
+            raise ModelError("the model in memory is over 2 GB", fix="save it with external data and give its path") from None
+        try:
+            session = ort.InferenceSession(source, options, providers=list(providers))
+        except Exception as error:  # its exceptions share no base class
+            raise ModelError(
+                f"ONNX Runtime cannot load {label}: {_reason(error)}", fix="check or export the model again"
+            ) from None
+        self.name = "ONNX Runtime"
+        self._label = label
+        self._session: Any = session
+        self._inputs = tuple(_spec(value) for value in session.get_inputs())
+        self._bfloat16 = any(v.type == "tensor(bfloat16)" for v in (*session.get_inputs(), *session.get_outputs()))
+        if odd := [v for v in session.get_outputs() if v.type not in TYPES]:
+            raise ModelError(f"output {odd[0].name!r} is a {odd[0].type}", fix=f"supported are {', '.join(TYPES)}")
+        self._outputs = tuple(value.name for value in session.get_outputs())
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return self._outputs
+
+    def infer(self, feeds: Feeds) -> dict[str, Array]:
+        """The outputs by name; bfloat16 ones come as float32.
+
+        Raises:
+            DataError: the feeds do not fit the inputs.
+            ModelError: the model failed while running.
+        """
+        if self._session is None:
+            raise RuntimeError("this runner is closed")
+        check_feeds(self._inputs, feeds)
+        try:
+            values = self._run_bfloat16(feeds) if self._bfloat16 else self._session.run(self._outputs, dict(feeds))
+        except Exception as error:
+            given = ", ".join(f"{name} {shape_text(array.shape)}" for name, array in feeds.items())
+            raise ModelError(f"ONNX Runtime failed on {given} in {self._label}: {_reason(error)}") from None
+        return dict(zip(self._outputs, values, strict=True))
+
+    def _run_bfloat16(self, feeds: Feeds) -> list[Array]:
+        ort = _import_onnxruntime()
+        values = {}
+        for spec in self._inputs:
+            array = feeds[spec.name]
+            if spec.dtype == "bfloat16":
+                values[spec.name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(_to_bfloat16_bits(array), ONNX_BFLOAT16)
+            else:
+                values[spec.name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+        results = self._session.run_with_ort_values(self._outputs, values)
+        return [_to_float32(value) if value.data_type() == "tensor(bfloat16)" else value.numpy() for value in results]
+
+    def __enter__(self) -> OnnxRuntimeRunner:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
+        self._session = None
+
+
+def _to_float32(value: Any) -> Array:
+    """A bfloat16 OrtValue on the CPU, widened from its 16 bits."""
+    import ctypes
+
+    shape = tuple(value.shape())
+    count = int(np.prod(shape, dtype=np.int64))
+    bits = np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(value.data_ptr()))
+    return np.asarray((bits.astype(np.uint32) << np.uint32(16)).view(np.float32).reshape(shape))

@@ -1,0 +1,186 @@
+"""Eager PyTorch: the reference that everything else is held against."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import nn
+
+from aff_deploy.errors import NetworkError
+from aff_deploy.runtimes import Array, Feeds, check_feeds, numpy_dtype, shape_text
+from aff_deploy.spec import TensorSpec
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[nn.Module]:
+    """`module` in eval mode, gradients and autocast off; afterwards every submodule's flag is as before."""
+    flags = [(part, part.training) for part in module.modules()]
+    device = device_of(module)
+    try:
+        module.eval()
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield module
+    finally:
+        # The module's own train() first: some networks do more in it than set the flag.
+        module.train(flags[0][1])
+        for part, flag in flags:
+            part.training = flag
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module's first parameter or buffer lives; the CPU for one without any."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def tensors_of(feeds: Feeds, inputs: Sequence[TensorSpec], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """The feeds as tensors of the specs' dtypes, in the order of the specs."""
+    # A copy: torch refuses to share numpy's read-only memory, and a forward may write in place.
+    return tuple(
+        torch.from_numpy(np.array(feeds[spec.name], order="C")).to(device=device, dtype=getattr(torch, spec.dtype))
+        for spec in inputs
+    )
+
+
+def flatten_outputs(value: object) -> tuple[tuple[str, ...] | None, tuple[torch.Tensor, ...]]:
+    """What a forward returned, as names (where it gives any) and tensors.
+
+    Accepted: a tensor; a tuple or list of tensors (a named tuple gives names); a dict of tensors
+    with string keys.
+
+    Raises:
+        NetworkError: naming the position and type of what is not a tensor.
+    """
+    if isinstance(value, torch.Tensor):
+        return None, (value,)
+    names: tuple[str, ...] | None = None
+    if isinstance(value, Mapping):
+        if bad := [key for key in value if not isinstance(key, str)]:
+            raise NetworkError(
+                f"the network returns a dict with the key {bad[0]!r}", fix="use strings as keys: they name the outputs"
+            )
+        names = tuple(value)
+        items = list(value.items())
+    elif isinstance(value, (tuple, list)):
+        names = getattr(value, "_fields", None)
+        items = list(enumerate(value)) if names is None else list(zip(names, value, strict=True))
+    else:
+        raise NetworkError(
+            f"the network returns a {type(value).__name__}", fix="return a tensor, or a tuple, list or dict of tensors"
+        )
+    if not items:
+        raise NetworkError("the network returns nothing", fix="return at least one tensor")
+    for position, item in items:
+        if not isinstance(item, torch.Tensor):
+            kind = "a nested " + type(item).__name__ if isinstance(item, (tuple, list, Mapping)) else type(item).__name__
+            raise NetworkError(
+                f"output {position!r} of the network is {kind}, not a tensor",
+                fix="return a tensor, or one flat tuple, list or dict of tensors",
+            )
+    return names, tuple(item for _, item in items)
+
+
+def output_names(names: Sequence[str] | None, count: int, inputs: Sequence[TensorSpec]) -> tuple[str, ...]:
+    """The names of `count` outputs: the network's own, else ``output`` or ``output_0``, ``output_1`` ...
+
+    An output may not carry the name of an input in a file, so such a name gets ``_out`` appended.
+    """
+    wanted = tuple(names) if names is not None else ("output",) if count == 1 else tuple(f"output_{i}" for i in range(count))
+    taken = {spec.name for spec in inputs}
+    chosen: list[str] = []
+    for name in wanted:
+        while name in taken:
+            name += "_out"
+        taken.add(name)
+        chosen.append(name)
+    return tuple(chosen)
+
+
+def run_forward(
+    module: nn.Module, inputs: Sequence[TensorSpec], tensors: Sequence[torch.Tensor]
+) -> tuple[tuple[str, ...] | None, tuple[torch.Tensor, ...]]:
+    """Run an evaluating module and flatten what it returns.
+
+    Raises:
+        NetworkError: the forward raised (its error is the ``__cause__``), or returned what is not tensors.
+    """
+    try:
+        value = module(*tensors)
+    except Exception as error:
+        given = ", ".join(f"{s.name} {shape_text(tuple(t.shape))} {s.dtype}" for s, t in zip(inputs, tensors, strict=True))
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, RuntimeError):
+            reason = f"{type(error).__name__}: {reason}"
+        raise NetworkError(
+            f"forward failed on input {given}: {reason}", fix="check the inputs' number, shapes and dtypes against the network"
+        ) from error
+    return flatten_outputs(value)
+
+
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """A tensor's values on the CPU; bfloat16, which numpy lacks, as float32."""
+    tensor = tensor.detach().to("cpu")
+    result: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return result
+
+
+class PyTorchRunner:
+    """Runs an ``nn.Module`` eagerly, in eval mode, where its parameters live.
+
+    Args:
+        module: left as it is between calls: every training flag is restored.
+        inputs: the forward's positional arguments.
+        outputs: names for what it returns; by default its own (dict keys, named tuple fields),
+            else ``output`` or ``output_0``, ``output_1`` ...
+    """
+
+    name = "PyTorch"
+
+    def __init__(self, module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[str] | None = None) -> None:
+        self._module = module
+        self._inputs = tuple(inputs)
+        self._outputs = tuple(outputs) if outputs is not None else None
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs' names; where none were given, this runs the network once to find them."""
+        if self._outputs is None:
+            self.infer({spec.name: np.zeros(spec.concrete(), numpy_dtype(spec.dtype)) for spec in self._inputs})
+        assert self._outputs is not None
+        return self._outputs
+
+    def infer(self, feeds: Feeds) -> dict[str, Array]:
+        """The outputs by name.
+
+        Raises:
+            DataError: the feeds do not fit the inputs.
+            NetworkError: the forward failed, or returned something else than tensors or than was named.
+        """
+        check_feeds(self._inputs, feeds)
+        with evaluating(self._module), torch.inference_mode():
+            tensors = tensors_of(feeds, self._inputs, device_of(self._module))
+            names, values = run_forward(self._module, self._inputs, tensors)
+            arrays = [to_numpy(value) for value in values]
+        if self._outputs is None:
+            self._outputs = output_names(names, len(values), self._inputs)
+        if len(self._outputs) != len(arrays):
+            raise NetworkError(
+                f"the network returns {len(arrays)} outputs where {len(self._outputs)} are named",
+                fix=f"name {len(arrays)} outputs instead of {', '.join(self._outputs)}",
+            )
+        return dict(zip(self._outputs, arrays, strict=True))
+
+    def __enter__(self) -> PyTorchRunner:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
+        return None

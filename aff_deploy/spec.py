@@ -1,0 +1,155 @@
+"""The small frozen values that every stage speaks: tensors, shape ranges, tolerances."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from aff_deploy.errors import UsageError
+
+Dim: TypeAlias = "int | str"
+
+DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int8", "uint8", "bool")
+
+# A tensor this large in a request is a typing error, not a wish (2**31 elements: 8 GiB of float32).
+MAX_ELEMENTS = 2**31
+
+
+class Precision(str, Enum):
+    """What the weights and arithmetic of an artefact are."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and dtype of one input or output.
+
+    A dimension is a positive int, or a str that names a dynamic one. For an input,
+    ``example`` is the concrete shape that tracing and generated data start from.
+    """
+
+    name: str
+    shape: tuple[Dim, ...]
+    dtype: str = "float32"
+    example: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UsageError(f"input {self.name!r}: unknown dtype {self.dtype!r}", fix=f"use one of {', '.join(DTYPES)}")
+        for dim in self.shape:
+            if isinstance(dim, int) and dim < 1:
+                raise UsageError(f"input {self.name!r}: dimension {dim} in {self.text}", fix="dimensions are positive")
+
+    @property
+    def text(self) -> str:
+        """``name:1x3x224x224:float32``, the form that `parse` reads."""
+        return f"{self.name}:{'x'.join(str(d) for d in self.shape)}:{self.dtype}"
+
+    @property
+    def is_dynamic(self) -> bool:
+        return any(isinstance(d, str) for d in self.shape)
+
+    def concrete(self, **sizes: int) -> tuple[int, ...]:
+        """The shape as integers: dynamic dimensions from `sizes` by name, else from ``example``, else 1."""
+        example = self.example or tuple(d if isinstance(d, int) else 1 for d in self.shape)
+        return tuple(d if isinstance(d, int) else sizes.get(d, e) for d, e in zip(self.shape, example, strict=True))
+
+    @staticmethod
+    def parse(text: str) -> TensorSpec:
+        """Read ``NAME:1x3x224x224[:float32]``.
+
+        Raises:
+            UsageError: the text is not of that form.
+        """
+        match = re.fullmatch(r"(?P<name>[^:]+):(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?", text.strip())
+        if match is None:
+            raise UsageError(f"cannot read input {text!r}", fix="write NAME:1x3x224x224 or NAME:1x3x224x224:float32")
+        shape = tuple(int(d) for d in match["shape"].split("x"))
+        size = 1
+        for dim in shape:
+            size *= dim
+        if size > MAX_ELEMENTS:
+            raise UsageError(f"input {text!r} has {size} elements", fix=f"at most {MAX_ELEMENTS} are supported")
+        return TensorSpec(match["name"], shape, match["dtype"] or "float32")
+
+    def with_dynamic(self, axes: Mapping[int, str]) -> TensorSpec:
+        """The same tensor with the given axes dynamic; sizes so far become the example."""
+        for axis in axes:
+            if not 0 <= axis < len(self.shape):
+                raise UsageError(
+                    f"input {self.name!r} has no axis {axis}", fix=f"its shape {self.text} has axes 0 to {len(self.shape) - 1}"
+                )
+        shape = tuple(axes.get(i, d) for i, d in enumerate(self.shape))
+        return TensorSpec(self.name, shape, self.dtype, self.concrete())
+
+
+def parse_dynamic(text: str) -> tuple[str, dict[int, str]]:
+    """Read ``NAME:0=batch[,2=h,3=w]`` into the input's name and its dynamic axes.
+
+    Raises:
+        UsageError: the text is not of that form.
+    """
+    match = re.fullmatch(r"(?P<name>[^:]+):(?P<axes>\d+=[A-Za-z_]\w*(?:,\d+=[A-Za-z_]\w*)*)", text.strip())
+    if match is None:
+        raise UsageError(f"cannot read dynamic dimensions {text!r}", fix="write NAME:0=batch or NAME:0=batch,2=h,3=w")
+    axes = (pair.split("=") for pair in match["axes"].split(","))
+    return match["name"], {int(axis): name for axis, name in axes}
+
+
+def apply_dynamic(inputs: Sequence[TensorSpec], dynamic: Sequence[str]) -> tuple[TensorSpec, ...]:
+    """`inputs` with every ``NAME:0=batch`` of `dynamic` applied.
+
+    Raises:
+        UsageError: a name that is not among the inputs, or an axis the input does not have.
+    """
+    wanted: dict[str, dict[int, str]] = {}
+    for text in dynamic:
+        name, axes = parse_dynamic(text)
+        wanted.setdefault(name, {}).update(axes)
+    names = [spec.name for spec in inputs]
+    for name in wanted:
+        if name not in names:
+            raise UsageError(f"--dynamic names no input {name!r}", fix=f"the inputs are {', '.join(names)}")
+    return tuple(spec.with_dynamic(wanted[spec.name]) if spec.name in wanted else spec for spec in inputs)
+
+
+@dataclass(frozen=True)
+class ShapeProfile:
+    """Smallest, usual and largest shape of each input, by input name."""
+
+    min: Mapping[str, tuple[int, ...]]
+    opt: Mapping[str, tuple[int, ...]]
+    max: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an output may be from the reference.
+
+    An output passes when ``max|a - b| <= atol + rtol * max|b|`` (b is the reference, so `rtol`
+    is relative to the scale of the whole output, not to each element, which would make
+    near-zero elements decide) and its cosine similarity is at least `min_cosine`.
+    """
+
+    atol: float
+    rtol: float
+    min_cosine: float
+
+
+TOLERANCES: Mapping[Precision, Tolerance] = {
+    Precision.FP32: Tolerance(atol=1e-6, rtol=1e-4, min_cosine=0.99999),
+    Precision.FP16: Tolerance(atol=1e-4, rtol=5e-3, min_cosine=0.9999),
+    Precision.BF16: Tolerance(atol=1e-3, rtol=4e-2, min_cosine=0.999),
+    Precision.INT8: Tolerance(atol=1e-2, rtol=2e-1, min_cosine=0.98),
+}
+"""The one table of default tolerances; a recipe may override a row."""

@@ -1,0 +1,98 @@
+"""Proof that one runner computes what another does.
+
+The metrics are described in `aff_deploy.validate.metrics`, the properties that are checked beside
+them in `aff_deploy.validate.rows`, and what passes in `aff_deploy.spec.Tolerance`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from aff_deploy.errors import DataError
+from aff_deploy.runtimes import Array, Feeds, Runner
+from aff_deploy.runtimes.feeds import load_npz_feeds, seeded_feeds
+from aff_deploy.spec import Tolerance
+from aff_deploy.validate.metrics import OutputComparison, compare_batches, compare_outputs
+from aff_deploy.validate.rows import ROWS, Check, adapt_feeds, check_rows, rows_of
+
+__all__ = [
+    "Check",
+    "OutputComparison",
+    "ValidationReport",
+    "compare_outputs",
+    "load_npz_feeds",
+    "seeded_feeds",
+    "validate",
+]
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """The outcome of `validate`; `samples` counts rows of the first input."""
+
+    passed: bool
+    outputs: tuple[OutputComparison, ...]
+    tolerance: Tolerance
+    samples: int
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """One line for each output and check that failed."""
+        outputs = tuple(output.detail for output in self.outputs if not output.passed)
+        return outputs + tuple(f"{check.name}: {check.detail}" for check in self.checks if not check.passed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document of ``validate --json``."""
+        return {
+            "passed": self.passed,
+            "outputs": [output.to_dict() for output in self.outputs],
+            "tolerance": asdict(self.tolerance),
+            "samples": self.samples,
+            "checks": [check.to_dict() for check in self.checks],
+        }
+
+
+def validate(
+    reference: Runner,
+    candidate: Runner,
+    batches: Iterable[Mapping[str, Array]],
+    tolerance: Tolerance,
+    *,
+    metamorphic: bool = True,
+) -> ValidationReport:
+    """Run both on every batch and compare; then check properties of the candidate alone.
+
+    The properties hold for any network that treats the rows of a batch alone: identical rows give
+    identical rows, a row gives the same in a batch of 1, permuted rows permute the output. They
+    are skipped where the first axis is not a dynamic batch, or the reference lacks them too.
+
+    Args:
+        reference: what is right, usually eager PyTorch.
+        candidate: what is to be proven.
+        batches: inputs by name; float types adapt to either runner's.
+        tolerance: what each output must keep.
+        metamorphic: whether to check the properties.
+
+    Raises:
+        DataError: no batch, or one that does not fit; inputs or outputs that cannot be paired.
+    """
+    rows: list[dict[str, Array]] = []
+    samples = 0
+
+    def run() -> Iterator[tuple[Feeds, Feeds]]:
+        nonlocal samples
+        for batch in batches:
+            samples += rows_of(batch)
+            if metamorphic and sum(map(rows_of, rows)) < ROWS:
+                rows.append({name: array[:ROWS] for name, array in batch.items()})
+            yield reference.infer(adapt_feeds(batch, reference.inputs)), candidate.infer(adapt_feeds(batch, candidate.inputs))
+
+    outputs = compare_batches(run(), tolerance)
+    if not outputs:
+        raise DataError("there is no data to compare on", fix="give at least one batch")
+    checks = check_rows(reference, candidate, rows, tolerance) if metamorphic else ()
+    passed = all(output.passed for output in outputs) and all(check.passed for check in checks)
+    return ValidationReport(passed, outputs, tolerance, samples, checks)

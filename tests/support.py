@@ -1,0 +1,32 @@
+"""What several tests need."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def randomise_batchnorm(module: nn.Module, seed: int) -> None:
+    """Give every BatchNorm of `module` random statistics and affine parameters, the same for the same seed.
+
+    Fresh ones (mean 0, variance 1, scale 1, shift 0) make BatchNorm the identity and hide every
+    mistake in folding it. The ranges keep the signal of a hundred layers alive and within bounds.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(like: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        return torch.empty(like.shape).uniform_(low, high, generator=generator).to(like)
+
+    with torch.no_grad():
+        for layer in module.modules():
+            if not isinstance(layer, _BatchNorm):
+                continue
+            spread = torch.ones(layer.num_features)
+            if layer.running_mean is not None and layer.running_var is not None:
+                layer.running_mean.copy_(uniform(layer.running_mean, -0.2, 0.2))
+                layer.running_var.copy_(uniform(layer.running_var, 0.3, 3.0))
+                spread = layer.running_var.sqrt()
+            if layer.affine:
+                layer.weight.mul_(spread * uniform(layer.weight, 0.7, 1.3))
+                layer.bias.copy_(uniform(layer.bias, -0.2, 0.2))
