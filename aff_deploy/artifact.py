@@ -72,11 +72,15 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads(beside.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"manifest {beside} cannot be read ({error})", fix="make the file again, or delete its manifest") from None
+        raise InputError(
+            f"manifest {beside} cannot be read ({error})", fix="make the file again, or delete its manifest"
+        ) from None
     if not isinstance(manifest, dict):
         raise InputError(f"manifest {beside} is not a JSON object", fix="make the file again, or delete its manifest")
     if manifest.get("sha256") != sha256(path):
-        raise InputError(f"{path} is not the file that its manifest describes", fix="make it again, or delete the stale manifest")
+        raise InputError(
+            f"{path} is not the file that its manifest describes", fix="make it again, or delete the stale manifest"
+        )
     return manifest
 
 

@@ -108,7 +108,8 @@ def _check_tensor(tensor: TensorProto, path: Path) -> None:
     if tensor.data_location != TensorProto.EXTERNAL:
         if tensor.HasField("raw_data") and len(tensor.raw_data) != tensor_bytes(tensor) and tensor.data_type not in _PACKED:
             raise ModelError(
-                f"{path}: tensor {tensor.name!r} of shape {list(tensor.dims)} holds {len(tensor.raw_data)} bytes", fix=MADE_WHERE
+                f"{path}: tensor {tensor.name!r} of shape {list(tensor.dims)} holds {len(tensor.raw_data)} bytes",
+                fix=MADE_WHERE,
             )
         return
     entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -132,7 +133,9 @@ def _check_tensor(tensor: TensorProto, path: Path) -> None:
 
 # Types with several elements in a byte: their raw size is not elements x itemsize.
 _PACKED = frozenset(
-    getattr(TensorProto, name) for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2", "STRING") if hasattr(TensorProto, name)
+    getattr(TensorProto, name)
+    for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2", "STRING")
+    if hasattr(TensorProto, name)
 )
 
 
@@ -216,7 +219,7 @@ def _check_wiring(graph: GraphProto, name: str, outer: frozenset[str]) -> None:
         for tensor in node.input:
             if tensor and tensor not in known:
                 raise ModelError(
-                    f"{name}: node {node.name or node.op_type!r} reads {tensor!r}, which nothing produces (a missing initializer?)",
+                    f"{name}: node {node.name or node.op_type!r} reads {tensor!r}, which nothing makes (a lost initializer?)",
                     fix=MADE_WHERE,
                 )
         for attribute in node.attribute:

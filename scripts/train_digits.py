@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -126,11 +126,11 @@ def train(network: nn.Module, data: Split, *, epochs: int = EPOCHS) -> None:
     network.train()
     for _ in range(epochs):
         # An incomplete last batch is left out: the global branches normalise over the batch.
-        for batch in torch.randperm(len(images), generator=generator)[: steps * BATCH].split(BATCH):
+        for batch in torch.randperm(len(images), generator=generator)[: steps * BATCH].split(BATCH):  # type: ignore[no-untyped-call]
             logits = network(augment(images[batch], generator))
             loss = functional.cross_entropy(logits, labels[batch], label_smoothing=LABEL_SMOOTHING)
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
     network.eval()

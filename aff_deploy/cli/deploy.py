@@ -16,12 +16,14 @@ def deploy(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The folder to write; an earlier result is replaced.")],
 ) -> None:
     """Run the whole pipeline and write a report."""
-    from aff_deploy.recipe import bundled_recipes, find_recipe
+    from aff_deploy.recipe import bundled_recipes, find_recipe, nearest
 
     recipe = find_recipe(reference)
     if recipe is None:
-        known = ", ".join(bundled_recipes()) or "none"
-        raise RecipeError(f"there is no recipe {reference!r}", fix=f"give the path of a recipe.toml or a bundled name ({known})")
+        known = list(bundled_recipes())
+        guess = nearest(reference, known)
+        hint = f"did you mean {guess}? " if guess else f"bundled are {', '.join(known)}; "
+        raise RecipeError(f"there is no recipe {reference!r}", fix=f"{hint}(or give the path of a recipe.toml)")
     with Steps() as step, working():
         step("load PyTorch and the network")
         from aff_deploy.pipeline import deploy as run_pipeline

@@ -82,9 +82,17 @@ def inspect(
 def _print_sites(document: Mapping[str, Any]) -> None:
     fusions, rejected = document["fusions"], document["rejected"]
     print(f"fusions: {len(fusions) or 'none'}")
-    keys = ("name", "kind", "channels", "inter_channels", "scale", "activation", "context")
+    keys = ("name", "kind", "channels", "inter_channels", "scale", "activation", "context", "branches")
     if fusions:
-        print(table([["-" if site.get(key) is None else site[key] for key in keys] for site in fusions], keys))
+        print(table([[_cell(site, key) for key in keys] for site in fusions], keys))
     if rejected:
         print(f"refused: {len(rejected)}")
         print(table([(site["name"], site["reason"]) for site in rejected]))
+
+
+def _cell(site: Mapping[str, Any], key: str) -> object:
+    value = site.get(key)
+    if key == "branches":
+        # The quirk of the PyTorch port: its weights are right only with it, so it must be seen.
+        return "+".join(value or ()) + (", global shared" if site.get("share_global") else "")
+    return "-" if value is None else value

@@ -55,9 +55,8 @@ def function_body(variant: Variant, *, form: Form, scale: float | None, opset: i
     attributes = ["channels"] * (form != "plain") + ["upsample"] * _upsamples(variant, form)
     attributes += ["scale"] * (scale is None) + ["alpha"] * (variant.activation == "LeakyRelu")
     signature = f"{variant.op_type}{'<' + ', '.join(attributes) + '>' if attributes else ''}({', '.join(variant.inputs)})"
-    function = parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "{DOMAIN}" : {DOMAIN_VERSION}]>\n{signature} => (out) {{\n{lines}\n}}'
-    )
+    header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "{DOMAIN}" : {DOMAIN_VERSION}]>'
+    function = parser.parse_function(f"{header}\n{signature} => (out) {{\n{lines}\n}}")
     function.doc_string = "Attentional feature fusion: scale * (x * w + y * (1 - w)), w = sigmoid(local(a) + global(a))."
     return function
 

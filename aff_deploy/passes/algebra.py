@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 import onnx_graphsurgeon as gs
 
-from aff_deploy.passes.graph import is_absent, is_op, producer, small_value, uniform_value
+from aff_deploy.passes.graph import is_op, producer, small_value, uniform_value
 
 Monomial = tuple[str, ...]
 Polynomial = Mapping[Monomial, float]
@@ -22,6 +22,8 @@ ONE: Monomial = ()
 MAX_TERMS = 16
 """Beyond this many terms nothing in the family is meant, and products would grow without bound."""
 MAX_DEGREE = 3
+MAX_NODES = 48
+"""Arithmetic nodes to look at on either side of a gate; a fusion has fewer than ten."""
 
 ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Neg", "Sum", "Where", "Identity")
 
@@ -104,18 +106,6 @@ def combine(node: gs.Node, of: Callable[[gs.Tensor], Polynomial | None]) -> Poly
 def same(p: Polynomial, q: Polynomial) -> bool:
     """Whether two polynomials are equal up to rounding of their constants."""
     return all(abs(c) <= 1e-6 for c in add(p, q, -1.0).values())
-
-
-def expand_scaling(tensor: gs.Tensor) -> Polynomial:
-    """The tensor with factors and signs in front of it taken apart: ``2 * x`` becomes ``{x: 2}``."""
-    node = producer(tensor)
-    if node is None or not is_op(node, "Mul", "Div", "Neg", "Identity"):
-        return leaf(tensor)
-    variables = [t for t in node.inputs if scalar(t) is None]
-    if len(variables) != 1 or is_absent(node.inputs, 0):
-        return leaf(tensor)
-    polynomial = combine(node, lambda t: expand_scaling(t) if t is variables[0] else leaf(t))
-    return leaf(tensor) if polynomial is None else polynomial
 
 
 def substitute(p: Polynomial, name: str, value: Polynomial) -> Polynomial | None:

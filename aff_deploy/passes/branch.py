@@ -89,7 +89,7 @@ def _read_linear(end: gs.Tensor, which: str) -> tuple[Linear, gs.Tensor]:
         raise Refused(f"the {which} convolution of a branch is missing: {end.name!r} is a graph input", near=False)
     if not is_op(node, "Conv"):
         if is_op(node, "BatchNormalization"):
-            raise Refused(f"{_name(node)} in a branch could not be folded (its input has other readers, or it is in training mode)")
+            raise _unfolded(node)
         raise Refused(f"a branch has {_name(node)} where its {which} 1x1 convolution should be", near=False)
     weight, bias = node.inputs[1], None if is_absent(node.inputs, 2) else node.inputs[2]
     if not isinstance(weight, gs.Constant) or (bias is not None and not isinstance(bias, gs.Constant)):
@@ -125,11 +125,15 @@ def _read_activation(hidden: gs.Tensor) -> tuple[str, float, tuple[gs.Node, ...]
     _no_activation(hidden, node)
 
 
+def _unfolded(node: gs.Node) -> Refused:
+    return Refused(f"{_name(node)} in a branch could not be folded: its input has other readers, or it is in training mode")
+
+
 def _no_activation(hidden: gs.Tensor, node: gs.Node | None) -> NoReturn:
     if is_op(node, "Conv") or node is None:
         raise Refused(f"a branch has no activation before {hidden.name!r}", near=False)
-    if is_op(node, "BatchNormalization"):
-        raise Refused(f"{_name(node)} in a branch could not be folded (its input has other readers, or it is in training mode)")
+    if node.op == "BatchNormalization":
+        raise _unfolded(node)
     raise Refused(f"the activation {_name(node)} in a branch is not supported", near=False)
 
 

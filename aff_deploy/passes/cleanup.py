@@ -15,7 +15,9 @@ import onnx_graphsurgeon as gs
 from aff_deploy.passes.graph import is_absent, is_op, replace_uses, small_value
 
 # Each call of these gives something else.
-NONDETERMINISTIC = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"})
+NONDETERMINISTIC = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
 
 
 def cleanup(graph: gs.Graph) -> int:

@@ -18,11 +18,22 @@ the same BatchNormalization stands stay shared.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from aff_deploy.passes.graph import Array, fresh_name, is_absent, is_op, only_read_by, output_names, producer, rank, replace_uses
+from aff_deploy.passes.graph import (
+    Array,
+    fresh_name,
+    is_absent,
+    is_op,
+    only_read_by,
+    output_names,
+    producer,
+    rank,
+    replace_uses,
+)
 
 DEFAULT_EPSILON = 1e-5
 
@@ -70,7 +81,9 @@ def _affine(node: gs.Node) -> _Affine | None:
     return _Affine(scale, shift, tuple(id(tensor) for tensor in node.inputs[1:5]))
 
 
-def _fold_back(graph: gs.Graph, node: gs.Node, affine: _Affine, outputs: frozenset[str], folded: _Folded, taken: set[str]) -> bool:
+def _fold_back(
+    graph: gs.Graph, node: gs.Node, affine: _Affine, outputs: frozenset[str], folded: _Folded, taken: set[str]
+) -> bool:
     """Rule 1."""
     linear = producer(node.inputs[0])
     if linear is None or not only_read_by(node.inputs[0], node, outputs) or not is_op(linear, *_OUTPUT_AXIS):
@@ -83,7 +96,7 @@ def _fold_back(graph: gs.Graph, node: gs.Node, affine: _Affine, outputs: frozens
     channels = affine.scale.size
     if not isinstance(weight, gs.Constant) or len(weight.shape) <= axis or weight.shape[axis] * groups != channels:
         return False
-    if bias is not None and not (isinstance(bias, gs.Constant) and bias.shape[-1:] in ([channels], (channels,)) and _is_row(bias)):
+    if bias is not None and not (isinstance(bias, gs.Constant) and _is_row(bias, channels)):
         return False
     if not replace_uses(graph, node.outputs[0], node.inputs[0]):
         return False
@@ -115,17 +128,17 @@ def _fold_back(graph: gs.Graph, node: gs.Node, affine: _Affine, outputs: frozens
 _OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
 
 
-def _is_row(bias: gs.Constant) -> bool:
+def _is_row(bias: gs.Constant, channels: int) -> bool:
     """Whether a bias is one row: C, or 1 x C as Gemm allows."""
-    return all(dim == 1 for dim in bias.shape[:-1])
+    return list(bias.shape[-1:]) == [channels] and all(dim == 1 for dim in bias.shape[:-1])
 
 
-def _constant(name: str, values: Array, dtype: object, replaced: gs.Constant | None, taken: set[str]) -> gs.Constant:
+def _constant(name: str, values: Array, dtype: np.dtype[Any], replaced: gs.Constant | None, taken: set[str]) -> gs.Constant:
     """A constant of the given dtype under the name of the one it replaces, if nobody else reads that."""
     if replaced is not None and len(replaced.outputs) == 1:
         replaced.name = fresh_name(f"{name}_unfolded", taken)
         taken.discard(name)
-    return gs.Constant(fresh_name(name, taken), np.ascontiguousarray(values, dtype=np.dtype(dtype)))
+    return gs.Constant(fresh_name(name, taken), np.ascontiguousarray(values, dtype=dtype))
 
 
 def _fold_forward(node: gs.Node, affine: _Affine, outputs: frozenset[str], taken: set[str]) -> bool:

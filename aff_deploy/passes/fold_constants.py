@@ -80,9 +80,13 @@ def _static_shape_value(node: gs.Node) -> Array | None:
 
 def _evaluate(node: gs.Node, inputs: dict[str, Array], opset: int) -> Array | None:
     """The node's output by onnx's reference implementation; None where it has none, or is too large."""
-    if node.op in _SIZED_BY_VALUE and max(int(np.prod(np.abs(value), dtype=np.float64)) for value in inputs.values()) > LARGEST_RESULT:
+    sizes = [np.prod(np.abs(value.astype(np.float64))) for value in inputs.values() if value.dtype.kind in "fiu"]
+    if node.op in _SIZED_BY_VALUE and max(sizes, default=0) > LARGEST_RESULT:
         return None
-    values = [onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for name, v in inputs.items()]
+    values = [
+        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        for name, value in inputs.items()
+    ]
     result = onnx.helper.make_empty_tensor_value_info(node.outputs[0].name)
     graph = onnx.helper.make_graph([OnnxExporter.export_node(node)], "constant", values, [result])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])

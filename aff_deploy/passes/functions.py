@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper
 
-from aff_deploy.ops import DOMAIN, DOMAIN_VERSION, Form, Variant, function_body, is_fusion
 from aff_deploy.onnx_file import static_shape
+from aff_deploy.ops import DOMAIN, DOMAIN_VERSION, Form, Variant, function_body, is_fusion
 
 BLOCK = 16
 """Channels in a block of the blocked layout (8 on narrower machines, a divisor of it)."""
@@ -81,7 +81,8 @@ def _function(nodes: list[NodeProto], types: Mapping[str, TypeProto.Tensor], ops
         node.attribute.extend(kept)
         if form == "blocked_static":
             spatial = static_shape(types.get(node.input[0])) or ()
-            node.attribute.append(helper.make_attribute("upsample", [1.0, 1.0, *(float(d) for d in spatial[2:] if isinstance(d, int))]))
+            factors = [1.0, 1.0, *(float(size) for size in spatial[2:] if isinstance(size, int))]
+            node.attribute.append(helper.make_attribute("upsample", factors))
     scales = {attributes(node).get("scale", 1.0) for node in nodes}
     scale = scales.pop() if len(scales) == 1 else None
     elem_type = types[nodes[0].input[0]].elem_type if nodes[0].input[0] in types else TensorProto.FLOAT

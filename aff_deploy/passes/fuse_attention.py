@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -20,7 +20,8 @@ import onnx_graphsurgeon as gs
 from aff_deploy.ops import DOMAIN, Variant
 from aff_deploy.passes.branch import Linear
 from aff_deploy.passes.graph import Array, fresh_name
-from aff_deploy.passes.match import Site, Term, find_sites
+from aff_deploy.passes.logits import Term
+from aff_deploy.passes.match import Site, find_sites
 
 PLUGIN_VERSION = "1"
 
@@ -56,11 +57,21 @@ def fuse_attention(graph: gs.Graph) -> int:
 def _site_name(site: Site) -> str:
     """The module path that the branches' weights share, as ``layer3.0.attention``; else that of the gate."""
     names = [linear.weight.name for term in site.terms for linear in (term.branch.first, term.branch.second)]
-    path = commonprefix([name.split(".")[:-1] for name in names])
+    paths = [name.split(".")[:-1] for name in names]
+    path = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))]
     if len(site.terms) == 1 and len(path) > 1:
         path = path[:-1]
-    scope = site.gate.name.strip("/").rpartition("/")[0].replace("/", ".")
-    return ".".join(path) or scope or site.gate.name or site.gate.outputs[0].name
+    return ".".join(path) or _scope(site.gate.name) or site.gate.name or site.gate.outputs[0].name
+
+
+def _scope(node_name: str) -> str:
+    """``a.b.0.c`` for the ``/a/a.b/a.b.0/c/Sigmoid`` that the TorchScript exporter writes."""
+    path: list[str] = []
+    for part in node_name.strip("/").split("/")[:-1]:
+        if path and part.startswith(f"{path[-1]}."):
+            path.pop()
+        path.append(part)
+    return ".".join(path)
 
 
 def _replace(graph: gs.Graph, site: Site, weights: _Weights, name: str) -> None:
@@ -116,7 +127,8 @@ class _Weights:
     def _weight(self, linear: Linear, factor: float) -> gs.Tensor:
         if factor == 1.0:
             return linear.weight
-        return self._make((id(linear.weight), factor), linear.weight, lambda: np.asarray(linear.weight.values, np.float64) * factor)
+        key = (id(linear.weight), factor)
+        return self._make(key, linear.weight.name, linear, lambda: np.asarray(linear.weight.values, np.float64) * factor)
 
     def _bias(self, linear: Linear, factor: float, shift: float) -> gs.Tensor:
         if linear.bias is not None and factor == 1.0 and shift == 0.0:
@@ -126,12 +138,10 @@ class _Weights:
             old = np.zeros(linear.channels_out) if linear.bias is None else np.asarray(linear.bias.values, np.float64)
             return old * factor + shift
 
-        return self._make((id(linear.weight), id(linear.bias), factor, shift), linear.bias or linear.weight, values, linear.weight)
+        name = f"{linear.weight.name}_bias" if linear.bias is None else linear.bias.name
+        return self._make((id(linear.weight), id(linear.bias), factor, shift), name, linear, values)
 
-    def _make(self, key: tuple[object, ...], old: gs.Constant, values: Callable[[], Array], like: gs.Constant | None = None) -> gs.Constant:
+    def _make(self, key: tuple[object, ...], name: str, like: Linear, values: Callable[[], Array]) -> gs.Constant:
         if key not in self.made:
-            name = fresh_name(old.name if old is not like else f"{old.name}_bias", self.taken)
-            self.made[key] = gs.Constant(name, values().astype((like or old).dtype))
+            self.made[key] = gs.Constant(fresh_name(name, self.taken), values().astype(like.weight.dtype))
         return self.made[key]
-
-

@@ -53,7 +53,7 @@ def list_fusions(model: ModelProto) -> tuple[Fusion, ...]:
 
 
 def _is_second(call: NodeProto, calls: Mapping[str, NodeProto], readers: Mapping[str, int]) -> bool:
-    """Whether a call is the second half of an iAFF: it looks at what a fusion of the same x and y gave, and nobody else does."""
+    """Whether a call is the second half of an iAFF: it alone looks at what a fusion of the same x and y gave."""
     said = attributes(call)
     if said.get("context") != "explicit" or len(call.input) < 3 or call.input[2] not in calls:
         return False

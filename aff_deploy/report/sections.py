@@ -79,13 +79,23 @@ def fusions(manifest: Mapping[str, Any]) -> Html:
     if not sites:
         return section("What was fused", tag("p", "Nothing: no attentional feature fusion was recognised in this network."))
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(site["kind"] for site in sites).items())
-    rows = [["-" if site.get(key) is None else site[key] for key in SITE_COLUMNS] for site in sites]
+    rows = [
+        [
+            *("-" if site.get(key) is None else site[key] for key in SITE_COLUMNS),
+            " + ".join(site.get("branches") or ()) + (", one global branch for both" if site.get("share_global") else ""),
+        ]
+        for site in sites
+    ]
     return section(
         "What was fused",
-        tag("p", f"{plural(len(sites), 'site')}: {kinds}. Each is one ", code("AttentionalFusion"), " call in the file, whose body "
-            "is standard ONNX, so that any runtime executes it."),
-        table(["Site", "Kind", "Channels", "Inner", "Scale", "Activation", "Context"], rows, numbers=(2, 3, 4)),
-    )  # fmt: skip
+        tag(
+            "p",
+            f"{plural(len(sites), 'site')}: {kinds}. In the file each is a call of ",
+            code("AttentionalFusion"),
+            " (an iAFF two), whose body is standard ONNX, so that any runtime executes it.",
+        ),
+        table(["Site", "Kind", "Channels", "Inner", "Scale", "Activation", "Attends to", "Branches"], rows, numbers=(2, 3, 4)),
+    )
 
 
 def refusals(manifest: Mapping[str, Any]) -> Html:

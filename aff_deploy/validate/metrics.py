@@ -4,7 +4,7 @@ Metrics, per output, over all batches, accumulated in float64 (b is the referenc
 
 - ``max_abs``: max |a - b|, and ``scale``: max |b|.
 - ``max_rel``: max |a - b| / max(|b|, floor), the floor being 1e-3 of the scale of the batch's
-  output: without one, elements near zero would decide.
+  output: without one, elements near zero would decide. Infinite where all of b is zero and a is not.
 - ``cosine``: a.b / (|a| |b|) of the flattened outputs; 1 where both are zero, 0 where one is.
 - ``snr_db``: 10 log10(sum b^2 / sum (a - b)^2), kept within +-300 dB, so that identical outputs
   have 300 (beyond what float64 resolves) and the number stays valid JSON.
@@ -102,7 +102,8 @@ class _Comparing:
                 self.max_abs = float(error[at])
                 index = [int(i) for i in np.unravel_index(start + at, reference.shape)]
                 self.worst = f"{where} differs most at {index}: got {a[at]:.7g}, expected {b[at]:.7g}, off by {error[at]:.3g}"
-            relative = np.divide(error, np.maximum(np.abs(b), floor), out=np.zeros_like(error), where=error > 0)
+            with np.errstate(divide="ignore", over="ignore"):
+                relative = np.divide(error, np.maximum(np.abs(b), floor), out=np.zeros_like(error), where=error > 0)
             self.max_rel = max(self.max_rel, float(relative.max()))
             self.dot += float(a @ b)
             self.reference_power += float(b @ b)

@@ -14,7 +14,7 @@ from aff_deploy.nets import AFF, MSCAM, iAFF
 from tests.support import randomise_batchnorm
 
 Array = np.ndarray[Any, Any]
-TOLERANCE = {"rtol": 0.0, "atol": 2e-5}
+TOLERANCE = 2e-5
 
 
 def conv_bn(weights: dict[str, Array], conv: str, bn: str, x: Array) -> Array:
@@ -66,7 +66,7 @@ def test_aff(channels: int, scale: float, options: dict[str, Any]) -> None:
     module, weights = prepare(AFF(channels, scale=scale, **options))
     x, y = data(channels)
     expected = scale * mix(weights, ("local_att", "global_att"), (x + y).numpy(), x.numpy(), y.numpy())
-    np.testing.assert_allclose(run(module, x, y), expected, **TOLERANCE)
+    np.testing.assert_allclose(run(module, x, y), expected, rtol=0, atol=TOLERANCE)
 
 
 def test_aff_tells_its_inputs_apart() -> None:
@@ -82,7 +82,7 @@ def test_iaff(share_global: bool, options: dict[str, Any]) -> None:
     x, y = data(8)
     first = mix(weights, ("local_att", "global_att"), (x + y).numpy(), x.numpy(), y.numpy())
     second = ("local_att2", "global_att" if share_global else "global_att2")
-    np.testing.assert_allclose(run(module, x, y), mix(weights, second, first, x.numpy(), y.numpy()), **TOLERANCE)
+    np.testing.assert_allclose(run(module, x, y), mix(weights, second, first, x.numpy(), y.numpy()), rtol=0, atol=TOLERANCE)
 
 
 def test_shared_global_keeps_the_dead_branch_in_the_state_dict() -> None:
@@ -108,7 +108,7 @@ def test_mscam(context: tuple[str, str], names: tuple[str, str]) -> None:
     module, weights = prepare(MSCAM(8, context=context))
     x, _ = data(8)
     expected = x.numpy() * sigmoid(branch(weights, names[0], x.numpy()) + branch(weights, names[1], x.numpy()))
-    np.testing.assert_allclose(run(module, x), expected, **TOLERANCE)
+    np.testing.assert_allclose(run(module, x), expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(

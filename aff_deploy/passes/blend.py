@@ -1,0 +1,127 @@
+"""Forwards from a gate w: the tensor that is ``s (x w + y (1 - w))``, or ``s x w``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from aff_deploy.passes.algebra import ARITHMETIC, MAX_NODES, Polynomial, combine, leaf, substitute
+from aff_deploy.passes.branch import Refused
+from aff_deploy.passes.graph import is_op, producer
+
+MAX_LEAVES = 4
+"""Tensors other than w that a blend may be made of while its leaves are being taken apart."""
+MAX_EXPANSIONS = 40
+"""Ways to take the leaves of one blend apart that are tried."""
+
+
+@dataclass(frozen=True)
+class Blend:
+    """``output = scale * (x w + y (1 - w))``, or without y ``scale * x w``."""
+
+    x: gs.Tensor
+    y: gs.Tensor | None
+    scale: float
+    output: gs.Tensor
+
+
+def read_blends(w: gs.Tensor, order: Mapping[int, int]) -> list[Blend]:
+    """Every tensor behind w that is a blend or a gate: blends first, the furthest first."""
+    values: dict[str, Polynomial | None] = {w.name: {(w.name,): 1.0}}
+    tensors: dict[str, gs.Tensor] = {}
+
+    def value(tensor: gs.Tensor) -> Polynomial | None:
+        tensors[tensor.name] = tensor
+        return values.get(tensor.name, leaf(tensor))
+
+    blends: list[Blend] = []
+    for node in _arithmetic_cone(w, order):
+        output = node.outputs[0]
+        values[output.name] = polynomial = combine(node, value)
+        blend = None if polynomial is None else _as_blend(polynomial, w, output, tensors)
+        if blend is not None:
+            blends.append(blend)
+    # The cone is topological, so the last is the furthest.
+    return [b for b in reversed(blends) if b.y is not None] + [b for b in reversed(blends) if b.y is None]
+
+
+def _arithmetic_cone(w: gs.Tensor, order: Mapping[int, int]) -> list[gs.Node]:
+    """Arithmetic nodes that depend on w through arithmetic alone, in topological order."""
+    found: dict[int, gs.Node] = {}
+    frontier = [w]
+    while frontier and len(found) < MAX_NODES:
+        for node in frontier.pop(0).outputs:
+            if is_op(node, *ARITHMETIC) and id(node) in order and id(node) not in found:
+                found[id(node)] = node
+                frontier.append(node.outputs[0])
+    return sorted(found.values(), key=lambda node: order[id(node)])
+
+
+def _as_blend(polynomial: Polynomial, w: gs.Tensor, output: gs.Tensor, tensors: Mapping[str, gs.Tensor]) -> Blend | None:
+    """`polynomial` read as a blend or gate, its leaves taken apart only as far as is needed for that."""
+    frontier: list[tuple[Polynomial, Mapping[str, gs.Tensor]]] = [(polynomial, tensors)]
+    seen = [polynomial]
+    for current, known in frontier:
+        roles = _roles(current, w.name)
+        if roles is not None:
+            x, y, scale = roles
+            return Blend(known[x], None if y is None else known[y], scale, output)
+        names = sorted({name for monomial in current for name in monomial if name != w.name})
+        for name in names if len(names) <= MAX_LEAVES else ():
+            inner = dict(known)
+            expanded = _take_apart(current, known[name], inner)
+            if expanded is not None and expanded not in seen and len(seen) < MAX_EXPANSIONS:
+                seen.append(expanded)
+                frontier.append((expanded, inner))
+    return None
+
+
+def _take_apart(polynomial: Polynomial, tensor: gs.Tensor, tensors: dict[str, gs.Tensor]) -> Polynomial | None:
+    """`polynomial` with the leaf `tensor` replaced by the arithmetic that makes it; notes the new leaves."""
+    node = producer(tensor)
+    value = None if node is None else combine(node, leaf)
+    if node is None or value is None:
+        return None
+    tensors.update({operand.name: operand for operand in node.inputs})
+    return substitute(polynomial, tensor.name, value)
+
+
+def _roles(polynomial: Polynomial, w: str) -> tuple[str, str | None, float] | None:
+    """x, y and s if the polynomial is ``s (x w + y (1 - w))`` or ``s x w``."""
+    free: dict[str, float] = {}
+    weighted: dict[str, float] = {}
+    for monomial, coefficient in polynomial.items():
+        rest = [name for name in monomial if name != w]
+        if len(rest) != 1 or len(monomial) - 1 not in (0, 1):
+            return None
+        (weighted if len(monomial) == 2 else free)[rest[0]] = coefficient
+    if not free and len(weighted) == 1:
+        ((x, scale),) = weighted.items()
+        return x, None, scale
+    if len(free) != 1 or len(weighted) != 2:
+        return None
+    ((y, scale),) = free.items()
+    others = {name: coefficient for name, coefficient in weighted.items() if name != y}
+    if len(others) != 1 or weighted.get(y) != -scale:
+        return None
+    ((x, coefficient),) = others.items()
+    return (x, y, scale) if coefficient == scale else None
+
+
+def nodes_between(blend: Blend, w: gs.Tensor) -> tuple[gs.Node, ...]:
+    """Nodes from the blend's output back to x, y and w; constants and their makers included."""
+    ends = {tensor.name for tensor in (blend.x, blend.y, w) if tensor is not None}
+    nodes: dict[int, gs.Node] = {}
+    stack = [blend.output]
+    while stack:
+        tensor = stack.pop()
+        node = producer(tensor)
+        if tensor.name in ends or isinstance(tensor, gs.Constant) or (node is not None and id(node) in nodes):
+            continue
+        if node is None or len(nodes) > MAX_NODES:
+            raise Refused(f"the blend also depends on {tensor.name!r}")
+        nodes[id(node)] = node
+        stack.extend(tensor for tensor in node.inputs if not tensor.is_empty())
+    return tuple(nodes.values())

@@ -1,0 +1,53 @@
+"""Tiny networks that tests reach as ``file.py:callable``, and recipes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+RECIPE = """
+name = "tiny"
+description = "Two inputs fused <once>."
+network = "net.py:build"
+[[inputs]]
+name = "image"
+shape = ["batch", 4, 6, 6]
+min = [1, 4, 6, 6]
+opt = [2, 4, 6, 6]
+max = [16, 4, 6, 6]
+"""
+
+SOURCE = """
+import torch
+from torch import nn
+from aff_deploy.nets import AFF
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 3, padding=1)
+        self.skip = nn.Conv2d(4, 8, 1)
+        self.fuse = AFF(8, r=2)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.fuse(self.conv(x), self.skip(x)).mean((2, 3)))
+
+def build():
+    torch.manual_seed(0)
+    return Net()
+
+def not_a_module():
+    return 3
+
+class Failing(nn.Module):
+    def forward(self, x):
+        raise ValueError("no forward today")
+"""
+
+
+def write_network(folder: Path, recipe: str = RECIPE) -> Path:
+    """``net.py`` and ``recipe.toml`` in `folder`; returns the recipe's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "net.py").write_text(SOURCE, encoding="utf-8")
+    (folder / "recipe.toml").write_text(recipe, encoding="utf-8")
+    return folder / "recipe.toml"
