@@ -66,7 +66,7 @@ def tensor_bytes(tensor: TensorProto) -> int:
         itemsize = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     except (KeyError, TypeError, ValueError):
         itemsize = 1
-    return math.prod(tensor.dims) * itemsize
+    return int(math.prod(tensor.dims)) * itemsize
 
 
 def load_onnx(path: Path) -> ModelProto:

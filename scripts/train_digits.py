@@ -66,6 +66,7 @@ mean = [{mean}]
 std = [{std}]
 
 # Held out of the training: a stratified fifth of the data set.
+# Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, CC BY 4.0.
 [evaluation]
 data = "evaluation.npz"
 sha256 = "{data_sha256}"

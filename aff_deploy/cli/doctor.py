@@ -79,6 +79,6 @@ def _providers() -> list[str]:
     try:
         from aff_deploy.runtimes.onnxruntime import available_providers
 
-        return available_providers()
+        return list(available_providers())
     except Exception:
         return []

@@ -77,10 +77,12 @@ def export_onnx(
         raise NetworkError(f"{type(module).__name__} is not a torch.nn.Module", fix="give a network")
     with evaluating(module), tracing.undisturbed(module):
         traced = tracing.prepare(module, inputs, output_names)
+        follows: dict[str, dict[int, str]] = {}
         if exporter == "dynamo":
-            model = dynamo.export(traced, max(opset, dynamo.LOWEST_OPSET))
+            model, lowest = dynamo.export(traced, max(opset, dynamo.LOWEST_OPSET))
         else:
-            model = torchscript.export(traced, opset)
+            model, lowest = torchscript.export(traced, opset), {}
+            follows = tracing.followed_dims(module, traced)
     if (found := lowering.opset_of(model)) > opset:
         lowering.lower_opset(model, opset)
     elif found != opset:
@@ -88,13 +90,16 @@ def export_onnx(
             f"the {exporter} exporter wrote opset {found} instead of {opset}", fix="use another opset or exporter"
         )
     tidy.tidy(model, traced.names, inputs)
+    tidy.name_output_dims(model, follows)
     check_onnx(model, "the exported model")
     if verify:
         weights = {
             str(tensor.dtype).removeprefix("torch.") for tensor in module.parameters() if torch.is_floating_point(tensor)
         }
         tolerance = _tolerance(weights | {spec.dtype for spec in inputs})
-        _verify(model, module, inputs, traced.names, [traced.feeds, *tracing.other_sizes(inputs, traced.feeds)], tolerance)
+        _verify(
+            model, module, inputs, traced.names, [traced.feeds, *tracing.other_sizes(inputs, traced.feeds, lowest)], tolerance
+        )
     return model
 
 

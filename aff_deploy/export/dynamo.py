@@ -13,10 +13,16 @@ from aff_deploy.export.tracing import Traced
 
 LOWEST_OPSET = 18
 """Asked for less, the exporter writes 18 without a word."""
+UNBOUNDED = 2**31
+"""Torch bounds some sizes by what an int holds, which is no limit."""
 
 
-def export(traced: Traced, opset: int) -> ModelProto:
+def export(traced: Traced, opset: int) -> tuple[ModelProto, dict[str, int]]:
     """Export by ``torch.export``; `opset` from `LOWEST_OPSET` on.
+
+    Returns:
+        The model, and the least size that it is known to be right for of each dynamic dimension
+        where that is more than 2: below, the network may fail or take another branch.
 
     Raises:
         NetworkError: the network cannot be captured or translated, or fixes a dynamic dimension.
@@ -31,6 +37,7 @@ def export(traced: Traced, opset: int) -> ModelProto:
     except Exception as error:
         raise NetworkError(f"torch.export cannot capture the network: {_first_line(error)}", fix=other) from error
     symbols = _symbols(program, traced)
+    lowest = _lowest_sizes(program, symbols)
     try:
         result = torch.onnx.export(
             program,
@@ -47,7 +54,7 @@ def export(traced: Traced, opset: int) -> ModelProto:
     assert result is not None
     model: ModelProto = result.model_proto
     rename_dims(model, symbols)
-    return model
+    return model, lowest
 
 
 def _symbols(program: torch.export.ExportedProgram, traced: Traced) -> dict[str, str]:
@@ -75,6 +82,22 @@ def _symbols(program: torch.export.ExportedProgram, traced: Traced) -> dict[str,
                     fix="give both the same name",
                 )
     return names
+
+
+def _lowest_sizes(program: torch.export.ExportedProgram, symbols: dict[str, str]) -> dict[str, int]:
+    lowest = {}
+    for symbol, bounds in program.range_constraints.items():
+        dim = symbols.get(str(symbol))
+        if dim is None:
+            continue
+        if bounds.upper.is_Integer and int(bounds.upper) < UNBOUNDED:
+            raise NetworkError(
+                f"dimension {dim!r} cannot be dynamic: the network's code does something else above {int(bounds.upper)}",
+                fix="make it static, or remove the comparison with a size from the network's code",
+            )
+        if bounds.lower.is_Integer and int(bounds.lower) > 2:
+            lowest[dim] = int(bounds.lower)
+    return lowest
 
 
 def _first_line(error: BaseException) -> str:

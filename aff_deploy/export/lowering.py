@@ -1,8 +1,8 @@
 """A model in a lower opset than its exporter can write.
 
 Between opset 13 and 18 an operator that kept its name and its signature kept its meaning, so what
-changes is notation: axes of reductions move from an input to an attribute, attributes that did not
-exist yet go where they hold their default. Anything else is refused. (onnx's own converter lacks
+changes is notation: axes of reductions move from an input to an attribute, a partial Shape becomes a
+Slice, attributes that did not exist yet go where they hold their default. Anything else is refused. (onnx's own converter lacks
 adapters for operators as plain as Identity, and leaves invalid attributes on ReduceMean.)
 """
 
@@ -40,6 +40,8 @@ def lower_opset(model: ModelProto, opset: int) -> None:
         if model.functions:
             raise _Cannot("it holds local functions")
         constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        if opset < 15:
+            _slice_shapes(model)
         for graph in iter_graphs(model.graph):
             for node in graph.node:
                 if node.domain in ("", "ai.onnx"):
@@ -82,6 +84,27 @@ def _lower_node(node: NodeProto, current: int, opset: int, constants: dict[str, 
         if default.type != attribute.type or helper.get_attribute_value(default) != helper.get_attribute_value(attribute):
             raise _Cannot(f"{name} has the attribute {attribute.name}, unknown to opset {opset}")
         node.attribute.remove(attribute)
+
+
+def _slice_shapes(model: ModelProto) -> None:
+    """``Shape<start, end>`` (since opset 15) as ``Slice(Shape)``."""
+    for graph in iter_graphs(model.graph):
+        nodes = []
+        for node in graph.node:
+            nodes.append(node)
+            if node.op_type != "Shape" or not node.attribute:
+                continue
+            bounds = {attribute.name: attribute.i for attribute in node.attribute}
+            whole, part = f"{node.output[0]}_whole", node.output[0]
+            names = []
+            for name, number in (("start", bounds.get("start", 0)), ("end", bounds.get("end", 2**63 - 1)), ("axis", 0)):
+                names.append(f"{part}_{name}")
+                graph.initializer.append(helper.make_tensor(names[-1], onnx.TensorProto.INT64, [1], [number]))
+            nodes.append(helper.make_node("Slice", [whole, *names], [part], name=f"{node.name}_part"))
+            del node.attribute[:]
+            node.output[0] = whole
+        del graph.node[:]
+        graph.node.extend(nodes)
 
 
 def _drop_unread(model: ModelProto) -> None:

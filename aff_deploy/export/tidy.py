@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, TensorProto
 
 from aff_deploy.errors import NetworkError
-from aff_deploy.onnx_file import MAX_MODEL_BYTES, infer_types, iter_graphs, skeleton, tensor_bytes
+from aff_deploy.onnx_file import MAX_MODEL_BYTES, iter_graphs, skeleton, tensor_bytes
 from aff_deploy.spec import TensorSpec
 
 _WRAPPER = re.compile(r"^(/?)module[./]")
@@ -69,6 +69,7 @@ def tidy(model: ModelProto, outputs: Sequence[str], inputs: Sequence[TensorSpec]
     """
     _strip_traces(model)
     _unwrap_names(model, {*outputs, *(spec.name for spec in inputs)})
+    _restore_inputs(model, inputs)
     for what, wanted, values in (
         ("inputs", [s.name for s in inputs], model.graph.input),
         ("outputs", outputs, model.graph.output),
@@ -85,7 +86,22 @@ def tidy(model: ModelProto, outputs: Sequence[str], inputs: Sequence[TensorSpec]
                 dim.dim_param = wanted_dim
             else:
                 dim.dim_value = wanted_dim
-    _infer_outputs(model)
+
+
+def _restore_inputs(model: ModelProto, inputs: Sequence[TensorSpec]) -> None:
+    """Declare the inputs that the network does not use, which the torchscript exporter drops."""
+    held = {value.name: value for value in model.graph.input}
+    if set(held) < {spec.name for spec in inputs}:
+        types = {"float32": "FLOAT", "float64": "DOUBLE"}
+        values = [
+            held.get(spec.name)
+            or onnx.helper.make_tensor_value_info(
+                spec.name, getattr(TensorProto, types.get(spec.dtype, spec.dtype.upper())), list(spec.shape)
+            )
+            for spec in inputs
+        ]
+        del model.graph.input[:]
+        model.graph.input.extend(values)
 
 
 def _strip_traces(model: ModelProto) -> None:
@@ -126,23 +142,10 @@ def _unwrap_names(model: ModelProto, fixed: set[str]) -> None:
             item.name = renamed.get(item.name, item.name)
 
 
-def _infer_outputs(model: ModelProto) -> None:
-    """Say an output's dynamic dimensions in terms of the inputs', where shape inference can."""
-    declared = list(model.graph.output)
-    loose: list[ValueInfoProto] = []
-    for value in declared:
-        bare = onnx.helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, None)
-        loose.append(bare)
-    known = {d.dim_param for v in model.graph.input for d in v.type.tensor_type.shape.dim if d.HasField("dim_param")}
-    del model.graph.output[:]
-    model.graph.output.extend(loose)
-    types = infer_types(model)
-    del model.graph.output[:]
-    model.graph.output.extend(declared)
+def name_output_dims(model: ModelProto, follows: Mapping[str, Mapping[int, str]]) -> None:
+    """Rename outputs' dynamic dimensions, in place: `follows` gives the new name by output and axis."""
     for value in model.graph.output:
-        inferred = types.get(value.name)
-        if inferred is None or len(inferred.shape.dim) != len(value.type.tensor_type.shape.dim):
-            continue
-        for dim, better in zip(value.type.tensor_type.shape.dim, inferred.shape.dim, strict=True):
-            if dim.HasField("dim_param") and (better.HasField("dim_value") or better.dim_param in known):
-                dim.CopyFrom(better)
+        for axis, name in follows.get(value.name, {}).items():
+            dim = value.type.tensor_type.shape.dim[axis]
+            if dim.HasField("dim_param"):
+                dim.dim_param = name

@@ -110,16 +110,49 @@ def _example_sizes(inputs: Sequence[TensorSpec]) -> dict[str, int]:
     return {d: s for spec in inputs for d, s in zip(spec.shape, spec.concrete(), strict=True) if isinstance(d, str)}
 
 
-def other_sizes(inputs: Sequence[TensorSpec], traced: Mapping[str, Array]) -> list[dict[str, Array]]:
-    """Feeds of a second shape for each kind of dynamic dimension: a batch of 1, and the others doubled.
+def other_sizes(inputs: Sequence[TensorSpec], traced: Mapping[str, Array], lowest: Mapping[str, int]) -> list[dict[str, Array]]:
+    """Feeds to verify on, beside what was traced: a batch of 1; a batch of 3 with the other dimensions doubled.
 
-    Doubled, because that keeps whatever divisibility the example had.
+    Doubled, because that keeps whatever divisibility the example had. `lowest` names dimensions for
+    which the exporter assumed a least size: one less is where another branch of the network's code
+    may begin.
     """
-    used = {d: s for spec in inputs for d, s in zip(spec.shape, traced[spec.name].shape, strict=True) if isinstance(d, str)}
+    used = _sizes_in(inputs, traced)
     first = {spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], str)}
     wanted = []
     if first:
         wanted.append({d: 1 if d in first else s for d, s in used.items()})
     if set(used) - first:
         wanted.append({d: 3 if d in first else 2 * s for d, s in used.items()})
+    wanted += [{**used, dim: size - 1} for dim, size in lowest.items()]
     return [seeded_feeds(inputs, seed=1, samples=1, sizes=sizes)[0] for sizes in wanted]
+
+
+def followed_dims(module: nn.Module, traced: Traced) -> dict[str, dict[int, str]]:
+    """Which axes of which outputs are a dynamic dimension of the inputs, found by varying each alone.
+
+    The torchscript exporter invents a name for every dynamic dimension of an output.
+    """
+    used = _sizes_in(traced.inputs, traced.feeds)
+    before = _output_shapes(module, traced, traced.feeds)
+    follows: dict[str, dict[int, str]] = {name: {} for name in traced.names}
+    for dim, size in used.items():
+        changed = size + 1 if any(spec.shape[:1] == (dim,) for spec in traced.inputs) else 2 * size
+        try:
+            after = _output_shapes(module, traced, seeded_feeds(traced.inputs, samples=1, sizes={**used, dim: changed})[0])
+        except NetworkError:
+            continue
+        for name in traced.names:
+            if len(before[name]) == len(after[name]):
+                pairs = enumerate(zip(before[name], after[name], strict=True))
+                follows[name].update({axis: dim for axis, pair in pairs if pair == (size, changed)})
+    return follows
+
+
+def _output_shapes(module: nn.Module, traced: Traced, feeds: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    _, values = run_forward(module, traced.inputs, tensors_of(feeds, traced.inputs, device_of(module)))
+    return {name: tuple(value.shape) for name, value in zip(traced.names, values, strict=True)}
+
+
+def _sizes_in(inputs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> dict[str, int]:
+    return {d: s for spec in inputs for d, s in zip(spec.shape, feeds[spec.name].shape, strict=True) if isinstance(d, str)}

@@ -40,6 +40,15 @@ def _import_onnxruntime() -> Any:
         raise MissingDependency("onnxruntime is not installed", extra="cpu") from None
 
 
+def available_providers() -> tuple[str, ...]:
+    """The execution providers of the installed ONNX Runtime, in its order of preference.
+
+    Raises:
+        MissingDependency: onnxruntime is not installed.
+    """
+    return tuple(_import_onnxruntime().get_available_providers())
+
+
 def _reason(error: Exception) -> str:
     """ONNX Runtime's message in one line, without its own prefix and stack trace."""
     text = str(error).split("Stacktrace:")[0]

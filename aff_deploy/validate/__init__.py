@@ -15,7 +15,7 @@ from aff_deploy.runtimes import Array, Feeds, Runner
 from aff_deploy.runtimes.feeds import load_npz_feeds, seeded_feeds
 from aff_deploy.spec import Tolerance
 from aff_deploy.validate.metrics import OutputComparison, compare_batches, compare_outputs
-from aff_deploy.validate.rows import ROWS, Check, adapt_feeds, check_rows, rows_of
+from aff_deploy.validate.rows import Check, Rows, adapt_feeds, check_rows, rows_of
 
 __all__ = [
     "Check",
@@ -79,20 +79,19 @@ def validate(
     Raises:
         DataError: no batch, or one that does not fit; inputs or outputs that cannot be paired.
     """
-    rows: list[dict[str, Array]] = []
+    rows = Rows()
     samples = 0
 
     def run() -> Iterator[tuple[Feeds, Feeds]]:
         nonlocal samples
         for batch in batches:
             samples += rows_of(batch)
-            if metamorphic and sum(map(rows_of, rows)) < ROWS:
-                rows.append({name: array[:ROWS] for name, array in batch.items()})
+            rows.offer(batch)
             yield reference.infer(adapt_feeds(batch, reference.inputs)), candidate.infer(adapt_feeds(batch, candidate.inputs))
 
     outputs = compare_batches(run(), tolerance)
     if not outputs:
         raise DataError("there is no data to compare on", fix="give at least one batch")
-    checks = check_rows(reference, candidate, rows, tolerance) if metamorphic else ()
+    checks = check_rows(reference, candidate, rows.best(), tolerance) if metamorphic else ()
     passed = all(output.passed for output in outputs) and all(check.passed for check in checks)
     return ValidationReport(passed, outputs, tolerance, samples, checks)

@@ -85,21 +85,36 @@ PROPERTIES: tuple[tuple[str, Callable[[Runner, Feeds], tuple[Feeds, Feeds]]], ..
 )
 
 
-def check_rows(reference: Runner, candidate: Runner, parts: Sequence[Feeds], tolerance: Tolerance) -> tuple[Check, ...]:
-    """Check the properties on `candidate`, with rows taken from `parts`.
+class Rows:
+    """The first `ROWS` rows of equal shape among batches that pass by."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[object, ...], dict[str, Array]] = {}
+
+    def offer(self, batch: Feeds) -> None:
+        if rows_of(self.best()) >= ROWS or any(array.ndim == 0 for array in batch.values()):
+            return
+        kind = tuple((name, array.shape[1:]) for name, array in batch.items())
+        had = self._kept.get(kind)
+        self._kept[kind] = {
+            name: array[:ROWS] if had is None else np.concatenate([had[name], array])[:ROWS] for name, array in batch.items()
+        }
+
+    def best(self) -> dict[str, Array]:
+        """The most rows of one shape; nothing where no batch had any."""
+        return max(self._kept.values(), key=rows_of, default={})
+
+
+def check_rows(reference: Runner, candidate: Runner, feeds: Feeds, tolerance: Tolerance) -> tuple[Check, ...]:
+    """Check the properties on `candidate`, with the rows of `feeds`.
 
     A property is skipped where the first axes are not one dynamic batch, where an output does not
     follow it, where there are fewer than two rows, or where `reference` lacks it too: then it is
     the network that lets rows see each other.
     """
     reason = _why_not(candidate.inputs)
-    feeds: dict[str, Array] = {}
-    if not reason:
-        first = parts[0]
-        alike = [part for part in parts if all(part[name].shape[1:] == first[name].shape[1:] for name in first)]
-        feeds = {name: np.concatenate([part[name] for part in alike])[:ROWS] for name in first}
-        if rows_of(feeds) < 2:
-            reason = "the data has fewer than two rows"
+    if not reason and (not feeds or rows_of(feeds) < 2):
+        reason = "the data has fewer than two rows of one shape"
     if reason:
         return tuple(Check(name, True, reason, skipped=True) for name, _ in PROPERTIES)
     return tuple(_check(name, holds, reference, candidate, feeds, tolerance) for name, holds in PROPERTIES)
@@ -147,6 +162,6 @@ def _difference(
 
 
 def rows_of(batch: Feeds) -> int:
-    """Rows of the first input; 1 for a scalar."""
+    """Rows of the first input; 1 for a scalar, 0 without any input."""
     first = next(iter(batch.values()), None)
-    return 1 if first is None or first.ndim == 0 else int(first.shape[0])
+    return 0 if first is None else 1 if first.ndim == 0 else int(first.shape[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -207,3 +208,17 @@ def test_refusals(folder: Path, reference: str, expected: str) -> None:
 def test_empty_module_names_are_refused(folder: Path) -> None:
     for reference in ("..:build", ".custom_nets:build", "a..b:build"):
         assert "\n" not in refusal(reference)
+
+
+def test_without_pytorch_the_missing_extra_is_named() -> None:
+    code = """
+import sys
+sys.modules["torch"] = None
+from aff_deploy.errors import MissingDependency
+try:
+    import aff_deploy.nets.resolve
+except MissingDependency as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'aff-deploy[cpu]'" in done.stdout
