@@ -22,6 +22,7 @@ from aff_deploy.cli import deploy, doctor, export, graph, validate
 from aff_deploy.errors import AffDeployError
 
 EXIT_BUG = 70
+EXIT_PIPE = 128 + 13
 EXTRA_OF = {"torch": "cpu", "onnxscript": "cpu", "onnxruntime": "cpu"}
 
 app = typer.Typer(
@@ -101,7 +102,12 @@ def _run(words: Sequence[str], debug: bool) -> int:
         # Whoever read our output has gone; without this the interpreter complains again while it shuts down.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13
+        return EXIT_PIPE
+    except SystemExit as error:
+        # Typer's own answer to a closed pipe while it prints help; it has already silenced stdout.
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":
+            return EXIT_PIPE
+        return error.code if isinstance(error.code, int) else _bug()
     except ModuleNotFoundError as error:
         extra = EXTRA_OF.get((error.name or "").partition(".")[0])
         if extra is None:

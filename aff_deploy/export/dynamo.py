@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from onnx import ModelProto
 
@@ -70,15 +68,16 @@ def _symbols(program: torch.export.ExportedProgram, traced: Traced) -> dict[str,
         for axis, dim in enumerate(spec.shape):
             if not isinstance(dim, str):
                 continue
-            size: Any = value.shape[axis]
-            if isinstance(size, int):
+            # A SymInt's text is its expression; that of a specialised one is a number.
+            size = str(value.shape[axis])
+            if size.isdigit():
                 raise NetworkError(
                     f"dimension {dim!r} (axis {axis} of input {spec.name!r}) cannot be dynamic: the network fixes it at {size}",
                     fix="make it static, or take sizes from x.shape instead of numbers in the network's code",
                 )
-            if names.setdefault(str(size), dim) != dim:
+            if names.setdefault(size, dim) != dim:
                 raise NetworkError(
-                    f"dimensions {names[str(size)]!r} and {dim!r} (of input {spec.name!r}) are always equal in the network",
+                    f"dimensions {names[size]!r} and {dim!r} (of input {spec.name!r}) are always equal in the network",
                     fix="give both the same name",
                 )
     return names

@@ -76,8 +76,15 @@ def multiply(p: Polynomial, q: Polynomial) -> Polynomial | None:
     return {monomial: coefficient for monomial, coefficient in product.items() if coefficient}
 
 
-def combine(node: gs.Node, of: Callable[[gs.Tensor], Polynomial | None]) -> Polynomial | None:
-    """The polynomial of an arithmetic node's output, given those of its inputs; None if it is none."""
+def combine(
+    node: gs.Node,
+    of: Callable[[gs.Tensor], Polynomial | None],
+    vanishes: Callable[[Polynomial], bool] = lambda p: is_zero(p),
+) -> Polynomial | None:
+    """The polynomial of an arithmetic node's output, given those of its inputs; None if it is none.
+
+    `vanishes` decides whether the difference of a Where's two sides is nothing.
+    """
     if not is_op(node, *ARITHMETIC):
         return None
     operands = node.inputs[1:] if node.op == "Where" else node.inputs
@@ -87,7 +94,7 @@ def combine(node: gs.Node, of: Callable[[gs.Tensor], Polynomial | None]) -> Poly
         return None
     if node.op == "Where":
         # Both sides the same function (lerp chooses the better rounded of two forms): either will do.
-        return known[0] if same(known[0], known[1]) else None
+        return known[0] if vanishes(add(known[0], known[1], -1.0)) else None
     if node.op == "Mul":
         return multiply(known[0], known[1])
     if node.op == "Div":
@@ -103,9 +110,9 @@ def combine(node: gs.Node, of: Callable[[gs.Tensor], Polynomial | None]) -> Poly
     return total if len(total) <= MAX_TERMS else None
 
 
-def same(p: Polynomial, q: Polynomial) -> bool:
-    """Whether two polynomials are equal up to rounding of their constants."""
-    return all(abs(c) <= 1e-6 for c in add(p, q, -1.0).values())
+def is_zero(p: Polynomial) -> bool:
+    """Whether a polynomial is nothing, up to rounding of its constants."""
+    return all(abs(coefficient) <= 1e-6 for coefficient in p.values())
 
 
 def substitute(p: Polynomial, name: str, value: Polynomial) -> Polynomial | None:

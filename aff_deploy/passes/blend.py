@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from aff_deploy.passes.algebra import ARITHMETIC, MAX_NODES, Polynomial, combine, leaf, substitute
+from aff_deploy.passes.algebra import ARITHMETIC, MAX_NODES, Polynomial, combine, is_zero, leaf, substitute
 from aff_deploy.passes.branch import Refused
 from aff_deploy.passes.graph import is_op, producer
 
@@ -39,7 +39,7 @@ def read_blends(w: gs.Tensor, order: Mapping[int, int]) -> list[Blend]:
     blends: list[Blend] = []
     for node in _arithmetic_cone(w, order):
         output = node.outputs[0]
-        values[output.name] = polynomial = combine(node, value)
+        values[output.name] = polynomial = combine(node, value, lambda p: _vanishes(p, tensors))
         blend = None if polynomial is None else _as_blend(polynomial, w, output, tensors)
         if blend is not None:
             blends.append(blend)
@@ -59,22 +59,35 @@ def _arithmetic_cone(w: gs.Tensor, order: Mapping[int, int]) -> list[gs.Node]:
     return sorted(found.values(), key=lambda node: order[id(node)])
 
 
-def _as_blend(polynomial: Polynomial, w: gs.Tensor, output: gs.Tensor, tensors: Mapping[str, gs.Tensor]) -> Blend | None:
-    """`polynomial` read as a blend or gate, its leaves taken apart only as far as is needed for that."""
+def _expansions(
+    polynomial: Polynomial, tensors: Mapping[str, gs.Tensor], keep: str = ""
+) -> Iterator[tuple[Polynomial, Mapping[str, gs.Tensor]]]:
+    """`polynomial`, then what it becomes as its leaves but `keep` are taken apart, the least far first."""
     frontier: list[tuple[Polynomial, Mapping[str, gs.Tensor]]] = [(polynomial, tensors)]
     seen = [polynomial]
     for current, known in frontier:
-        roles = _roles(current, w.name)
-        if roles is not None:
-            x, y, scale = roles
-            return Blend(known[x], None if y is None else known[y], scale, output)
-        names = sorted({name for monomial in current for name in monomial if name != w.name})
+        yield current, known
+        names = sorted({name for monomial in current for name in monomial if name != keep})
         for name in names if len(names) <= MAX_LEAVES else ():
             inner = dict(known)
             expanded = _take_apart(current, known[name], inner)
             if expanded is not None and expanded not in seen and len(seen) < MAX_EXPANSIONS:
                 seen.append(expanded)
                 frontier.append((expanded, inner))
+
+
+def _vanishes(difference: Polynomial, tensors: Mapping[str, gs.Tensor]) -> bool:
+    """Whether the two sides of a Where are the same function, once their leaves are taken apart."""
+    return any(is_zero(expanded) for expanded, _ in _expansions(difference, tensors))
+
+
+def _as_blend(polynomial: Polynomial, w: gs.Tensor, output: gs.Tensor, tensors: Mapping[str, gs.Tensor]) -> Blend | None:
+    """`polynomial` read as a blend or gate, its leaves taken apart only as far as is needed for that."""
+    for expanded, known in _expansions(polynomial, tensors, keep=w.name):
+        roles = _roles(expanded, w.name)
+        if roles is not None:
+            x, y, scale = roles
+            return Blend(known[x], None if y is None else known[y], scale, output)
     return None
 
 

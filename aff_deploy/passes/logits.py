@@ -46,13 +46,13 @@ def read_logits(z: gs.Tensor) -> Logits:
     if not good:
         raise Refused("the logits are constant", near=False)
     terms = sorted((Term(b, f) for b, (_, f) in zip(good, found, strict=True)), key=lambda t: t.branch.kind, reverse=True)
-    kinds = [term.branch.kind for term in terms]
     if len(terms) > 2:
         raise Refused(f"the logits are a sum of {len(terms)} branches; the operator has one local and one global")
+    _require_agreement(terms)
+    kinds = [term.branch.kind for term in terms]
     if len(set(kinds)) < len(kinds):
         why = "neither is pooled" if kinds[0] == "local" else "both are pooled"
         raise Refused(f"both branches are {kinds[0]} ({why}); the operator has one local and one global branch")
-    _require_agreement(terms)
     return Logits(tuple(terms), polynomial.get(ONE, 0.0), tuple(nodes))
 
 
@@ -87,7 +87,7 @@ def _require_agreement(terms: list[Term]) -> None:
     for term in terms[1:]:
         branch = term.branch
         if branch.source is not first.source:
-            sources = f"the {first.kind} branch reads {first.source.name!r}, the {branch.kind} one {branch.source.name!r}"
+            sources = f"one branch reads {first.source.name!r}, the other {branch.source.name!r}"
             raise Refused(f"{sources}; both must read the same tensor")
         if (branch.activation, branch.alpha) != (first.activation, first.alpha):
             raise Refused(f"the branches have different activations, {first.activation} and {branch.activation}")

@@ -89,7 +89,7 @@ def _assemble(gate: gs.Node, logits: Logits, blend: Blend, outputs: frozenset[st
     a = logits.terms[0].branch.source
     context, factor, context_nodes = _read_context(a, blend)
     if blend.y is None and context != "self":
-        raise Refused(f"the gate is on {blend.x.name!r} but looks at {a.name!r}; a gate must look at what it weights")
+        raise Refused(f"the output is neither x*w + y*(1-w) nor the gate {a.name!r}*w on what the attention looks at")
     if blend.y is None and all(term.branch.kind == "global" for term in logits.terms):
         raise Refused("a global gate on a single input (squeeze and excitation) is not an attentional fusion", near=False)
     nodes = {id(n): n for n in (gate, *logits.nodes, *nodes_between(blend, gate.outputs[0]), *context_nodes)}

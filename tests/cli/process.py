@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -25,6 +26,32 @@ def runner(folder: Path) -> Run:
         )
 
     return run
+
+
+DRIVER = """
+import contextlib, io, json, sys
+from aff_deploy.cli import main
+results = []
+for words in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    code = None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(words)
+        except SystemExit as end:
+            code = end.code
+    results.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(results))
+"""
+
+
+def run_all(folder: Path, lines: Sequence[Sequence[str]]) -> list[subprocess.CompletedProcess[str]]:
+    """Several command lines one after the other in one process, so that torch is imported once."""
+    ran = subprocess.run(
+        [sys.executable, "-c", DRIVER], input=json.dumps(lines), cwd=folder, capture_output=True, text=True, timeout=300, check=True
+    )
+    results = json.loads(ran.stdout)
+    return [subprocess.CompletedProcess(words, *result) for words, result in zip(lines, results, strict=True)]
 
 
 def error_line(ran: subprocess.CompletedProcess[str], code: int) -> str:

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.cli.process import Run, error_line
+from tests.cli.process import Run, error_line, run_all
 from tests.networks import RECIPE, write_network
 
 
@@ -52,7 +52,7 @@ def test_onnx_files(run: Run, tmp_path: Path) -> None:
     tensor.external_data.add(key="location", value="../../etc/passwd")
     (tmp_path / "outside.onnx").write_bytes(outside.SerializeToString())
     before = listing(tmp_path)
-    for name, expected in {
+    cases = {
         "absent.onnx": "no such file",
         "short.onnx": "short.onnx",
         "text.onnx": "not an ONNX model",
@@ -60,9 +60,10 @@ def test_onnx_files(run: Run, tmp_path: Path) -> None:
         "missing.onnx": "'nowhere'",
         "cyclic.onnx": "cycle",
         "outside.onnx": "outside the model's folder",
-    }.items():
-        assert expected in error_line(run("optimize", name, "-o", "new/out.onnx"), 3)
-        assert error_line(run("inspect", name, "--json"), 3)
+    }
+    lines = [["optimize", name, "-o", "new/out.onnx"] for name in cases] + [["inspect", name, "--json"] for name in cases]
+    for ran, expected in zip(run_all(tmp_path, lines), [*cases.values()] * 2, strict=True):
+        assert expected in error_line(ran, 3)
     assert "cycle" in error_line(run("validate", "cyclic.onnx", "--against", "whole.onnx"), 3)
     assert listing(tmp_path) == before
 
@@ -102,7 +103,7 @@ class Bomb:
         return os.mkdir, ("pwned",)
 
 
-def test_networks_and_weights(run: Run, tmp_path: Path) -> None:
+def test_networks_and_weights(tmp_path: Path) -> None:
     write_network(tmp_path)
     (tmp_path / "bomb.pt").write_bytes(pickle.dumps({"w": Bomb()}))
     (tmp_path / "junk.safetensors").write_bytes(b"\xff" * 64)
@@ -123,8 +124,8 @@ def test_networks_and_weights(run: Run, tmp_path: Path) -> None:
         (("export", "net.py:build", *tail, "--dynamic", "imag:0=n"), 2, "imag"),
         (("export", "net.py:build", *tail, "--opset", "9"), 2, "opset 9"),
     ]
-    for words, code, expected in cases:
-        assert expected in error_line(run(*words), code), words
+    for ran, (words, code, expected) in zip(run_all(tmp_path, [words for words, _, _ in cases]), cases, strict=True):
+        assert expected in error_line(ran, code), words
     assert listing(tmp_path) == before
 
 

@@ -29,7 +29,7 @@ SHAPES = {
     "v1": (INTER, C), "c1": (INTER,), "v2": (C, INTER), "c2": (C,),
     "u1": (INTER, C), "d1": (INTER,), "u2": (C, INTER), "d2": (C,),
     "t1": (INTER, C), "e1": (INTER,), "t2": (C, INTER), "e2": (C,),
-    "k1": (INTER, 2 * C),
+    "k1": (INTER, 2 * C), "w3x3": (INTER, C, 3, 3),
     "gamma": (C,), "beta": (C,), "mean": (C,), "var": (C,),
     "gamma1": (INTER,), "beta1": (INTER,), "mean1": (INTER,), "var1": (INTER,),
 }  # fmt: skip
@@ -50,6 +50,7 @@ class Attention:
     outputs: tuple[str, ...] = ("out",)
     dims: str = "N,8,5,6"
     out_dims: str = ""
+    channels: int = C
     opset: int = 18
     dtype: str = "float"
 
@@ -75,9 +76,8 @@ class Attention:
         for name, shape in SHAPES.items():
             if re.search(rf"\b{name}\b", text):
                 kernel = (1,) * spatial if name in MATRICES else ()
-                values = rng.normal(0, 0.7, (*shape, *kernel))
-                if name.startswith("var"):
-                    values = rng.uniform(0.3, 3.0, shape)
+                sizes = tuple(size // C * self.channels if size >= C else size for size in shape)
+                values = rng.uniform(0.3, 3.0, sizes) if name.startswith("var") else rng.normal(0, 0.7, (*sizes, *kernel))
                 dtype = np.float16 if self.dtype == "float16" else np.float32
                 model.graph.initializer.append(numpy_helper.from_array(values.astype(dtype), name))
         return model

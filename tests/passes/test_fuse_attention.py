@@ -82,6 +82,7 @@ MEMBERS: dict[str, tuple[Attention, str]] = {
     "local only": (AFF.but(pool="", branch="", logits="z = Identity(l)"), "aff"),
     "global only": (AFF.but(local="", logits="z = Identity(g)"), "aff"),
     "context of its own": (AFF.but(context="a = Mul(x, y)"), "aff"),
+    "one input doubled outside": (AFF.but(blend=LERP_BLEND.replace("(x, y)", "(x2, y)"), context="a = Add(x, y)\nx2 = Add(x, x)"), "aff"),
     "context is one of the inputs": (AFF.but(context="a = Identity(x)"), "aff"),
     "iaff": (iaff(share_global=False), "iaff"),
     "iaff with the shared branch": (iaff(share_global=True), "iaff"),
@@ -120,14 +121,22 @@ NEAR_MISSES: dict[str, tuple[Attention, str]] = {
     ),
     "plus instead of minus": (AFF.but(blend=SUM_BLEND.replace("Sub(one, w)", "Add(one, w)")), "neither"),
     "both weighted alike": (AFF.but(blend="xw = Mul(x, w)\nyw = Mul(y, w)\nout = Add(xw, yw)"), ""),
-    "second not weighted": (AFF.but(blend="xw = Mul(x, w)\nout = Add(xw, y)"), "a gate must look at what it weights"),
-    "different scales": (AFF.but(blend=SUM_BLEND.replace("Mul(x, w)", "Mul(x2, w)").replace("one =", "x2 = Add(x, x)\none =")), ""),
+    "second not weighted": (AFF.but(blend="xw = Mul(x, w)\nout = Add(xw, y)"), "neither"),
     "gate used twice": (AFF.but(outputs=("out", "w")), "output of the model"),
     "logits are an output": (AFF.but(outputs=("out", "z")), "output of the model"),
     "sum is an output": (AFF.but(outputs=("out", "a")), "output of the model"),
     "inner tensor read outside": (AFF.but(outputs=("out", "extra"), blend=SUM_BLEND + "\nextra = Relu(xw)"), "read by Relu"),
     "3x3 convolution": (
-        AFF.but(local="k = Constant<value_int: int = 0>()\n" + LOCAL.replace("Conv(a, w1, b1)", "Conv<dilations: ints = [1, 1], pads: ints = [1, 1, 1, 1]>(a, w1, b1)"), out_dims="N,8,5,6", blend=SUM_BLEND),
+        AFF.but(local=LOCAL.replace("Conv(a, w1, b1)", "Conv<pads: ints = [1, 1, 1, 1]>(a, w3x3, b1)")),
+        "3x3 kernel",
+    ),
+    "strided": (
+        AFF.but(
+            local="a_s = Conv<strides: ints = [2, 2]>(a, w1, b1)\nl_h = Relu(a_s)\nl_o = Conv(l_h, w2, b2)\n"
+            "scales = Constant<value_floats: floats = [1.0, 1.0, 2.0, 2.0]>()\n"
+            'l = Resize<mode: string = "nearest">(l_o, , scales)',
+            dims="N,8,6,6",
+        ),
         "",
     ),
     "grouped gate": (AFF.but(gate="w = Softmax<axis: int = 1>(z)"), ""),
@@ -139,7 +148,6 @@ NEAR_MISSES: dict[str, tuple[Attention, str]] = {
         "training mode",
     ),
 }  # fmt: skip
-del NEAR_MISSES["3x3 convolution"]
 
 
 def feeds_for(model: onnx.ModelProto, seed: int = 1) -> dict[str, np.ndarray]:
@@ -197,4 +205,49 @@ def test_near_misses_are_left_alone_with_a_reason(name: str) -> None:
     if reason:
         assert len(result.rejected) == 1
         assert reason in result.rejected[0].reason
+    assert_same_function(before, result.model)
+
+
+def test_half_precision_fuses() -> None:
+    attention = iaff(share_global=False).but(
+        dtype="float16",
+        blend=iaff(share_global=False).blend.replace(
+            "one = Constant<value_float: float = 1.0>()",
+            "one_f = Constant<value_float: float = 1.0>()\none = Cast<to: int = 10>(one_f)",
+        ),
+    )
+    before, result = optimised(attention)
+    assert [fusion.kind for fusion in result.fusions] == ["iaff"]
+    assert_same_function(before, result.model, tolerance=4e-3)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_shared_branch_shows(shared: bool) -> None:
+    _, result = optimised(iaff(share_global=shared))
+    assert result.fusions[0].share_global is shared
+
+
+def test_scale_and_context_are_read_from_the_graph() -> None:
+    said = {
+        name: optimised(MEMBERS[name][0])[1].fusions[0]
+        for name in ("aff", "scale before", "odd scale", "context of its own", "ms-cam")
+    }
+    assert [round(fusion.scale, 6) for fusion in said.values()] == [1.0, 2.0, 0.3, 1.0, 1.0]
+    assert [fusion.context for fusion in said.values()] == ["sum", "sum", "sum", "explicit", "self"]
+
+
+def test_without_fuse_the_attention_stays() -> None:
+    result = optimize(AFF.build(), fuse=False)
+    assert result.fusions == ()
+    assert not result.model.functions
+
+
+@pytest.mark.parametrize(
+    ("dims", "attributes"), [("N,16,6,6", ["channels", "upsample"]), ("N,16,H,W", ["channels"]), ("N,12,6,6", [])]
+)
+def test_the_body_suits_the_shapes(dims: str, attributes: list[str]) -> None:
+    """Blocked channels and static sizes each allow a faster body."""
+    attention = AFF.but(dims=dims, channels=int(dims.split(",")[1]))
+    before, result = optimised(attention)
+    assert list(result.model.functions[0].attribute) == attributes
     assert_same_function(before, result.model)
