@@ -40,7 +40,9 @@ _ACTIVATIONS = {
 }
 
 
-def function_body(variant: Variant, *, form: Form, scale: float | None, opset: int, elem_type: int) -> FunctionProto:
+def function_body(
+    variant: Variant, *, form: Form, scale: float | None, opset: int, elem_type: int, total_at_hand: bool = False
+) -> FunctionProto:
     """The local function of `variant`.
 
     Args:
@@ -50,8 +52,10 @@ def function_body(variant: Variant, *, form: Form, scale: float | None, opset: i
         scale: the scale s of every call where it is 1 or 2; None reads the attribute ``scale``.
         opset: version of the default ONNX domain to write against (13 or later).
         elem_type: element type of x (TensorProto), used only below opset 15, which lacks CastLike.
+        total_at_hand: whether ``x + y`` is computed elsewhere for the same x and y, as in an iAFF, so
+            that the runtime will share it.
     """
-    lines = "\n".join(_lines(variant, form, scale, _Constants(opset, elem_type)))
+    lines = "\n".join(_lines(variant, form, scale, total_at_hand, _Constants(opset, elem_type)))
     attributes = ["channels"] * (form != "plain") + ["upsample"] * _upsamples(variant, form)
     attributes += ["scale"] * (scale is None) + ["alpha"] * (variant.activation == "LeakyRelu")
     signature = f"{variant.op_type}{'<' + ', '.join(attributes) + '>' if attributes else ''}({', '.join(variant.inputs)})"
@@ -88,9 +92,10 @@ class _Constants:
         yield self.cast(name)
 
 
-def _lines(variant: Variant, form: Form, scale: float | None, constants: _Constants) -> Iterator[str]:
+def _lines(variant: Variant, form: Form, scale: float | None, total_at_hand: bool, constants: _Constants) -> Iterator[str]:
     as_tanh = variant.blend and scale == 2.0
-    if variant.blend and (variant.context == "sum" or as_tanh):
+    has_total = variant.blend and (variant.context == "sum" or as_tanh or (total_at_hand and form != "plain"))
+    if has_total:
         yield "total = Add(x, y)"
     context = {"sum": "total", "self": "x", "explicit": "a"}[variant.context]
     if as_tanh:
@@ -112,7 +117,8 @@ def _lines(variant: Variant, form: Form, scale: float | None, constants: _Consta
     yield f"w = {'Tanh' if as_tanh else 'Sigmoid'}({z})"
     result = "out" if scale in (1.0, 2.0) and (variant.blend or scale == 1.0) else "unscaled"
     if variant.blend:
-        yield from _blend(variant, form, result, base="total" if as_tanh else "y", constants=constants)
+        base = "total" if as_tanh else "y"
+        yield from _blend(variant, form, result, base=base, has_total=has_total, constants=constants)
     else:
         yield f"{result} = Mul(x, w)"
     if result != "out":
@@ -133,7 +139,7 @@ def _branch(branch: Branch, variant: Variant, context: str, *, halved: bool) -> 
     yield f"{branch}_z = Conv({branch}_h, {branch}_w2{suffix}, {branch}_b2{suffix})"
 
 
-def _blend(variant: Variant, form: Form, result: str, *, base: str, constants: _Constants) -> Iterator[str]:
+def _blend(variant: Variant, form: Form, result: str, *, base: str, has_total: bool, constants: _Constants) -> Iterator[str]:
     """``base + w (x - y)``: with a sigmoid the base is y, with a tanh it is x + y."""
     if form == "plain":
         yield "difference = Sub(x, y)"
@@ -141,7 +147,6 @@ def _blend(variant: Variant, form: Form, result: str, *, base: str, constants: _
         yield f"{result} = Add({base}, weighted)"
         return
     weight = f"{variant.branches[0]}_w2"
-    has_total = variant.context == "sum" or base == "total"
     yield from constants.depthwise("minus", -2.0 if has_total else -1.0, weight)
     yield from constants.depthwise("one", 1.0, weight)
     yield "minus_y = Conv<group: int = @channels>(y, minus)"

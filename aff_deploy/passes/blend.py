@@ -27,8 +27,11 @@ class Blend:
     output: gs.Tensor
 
 
-def read_blends(w: gs.Tensor, order: Mapping[int, int]) -> list[Blend]:
-    """Every tensor behind w that is a blend or a gate: blends first, the furthest first."""
+def read_blends(w: gs.Tensor, order: Mapping[int, int]) -> list[list[Blend]]:
+    """Every tensor behind w that is a blend or a gate, with all the ways to read it as one.
+
+    Blends come first, the furthest first; the ways to read one tensor, the least taken apart first.
+    """
     values: dict[str, Polynomial | None] = {w.name: {(w.name,): 1.0}}
     tensors: dict[str, gs.Tensor] = {}
 
@@ -36,15 +39,16 @@ def read_blends(w: gs.Tensor, order: Mapping[int, int]) -> list[Blend]:
         tensors[tensor.name] = tensor
         return values.get(tensor.name, leaf(tensor))
 
-    blends: list[Blend] = []
+    blends: list[list[Blend]] = []
     for node in _arithmetic_cone(w, order):
         output = node.outputs[0]
         values[output.name] = polynomial = combine(node, value, lambda p: _vanishes(p, tensors))
-        blend = None if polynomial is None else _as_blend(polynomial, w, output, tensors)
-        if blend is not None:
-            blends.append(blend)
+        readings = [] if polynomial is None else _readings(polynomial, w, output, tensors)
+        if readings:
+            blends.append(readings)
     # The cone is topological, so the last is the furthest.
-    return [b for b in reversed(blends) if b.y is not None] + [b for b in reversed(blends) if b.y is None]
+    blends.reverse()
+    return [b for b in blends if b[0].y is not None] + [b for b in blends if b[0].y is None]
 
 
 def _arithmetic_cone(w: gs.Tensor, order: Mapping[int, int]) -> list[gs.Node]:
@@ -81,14 +85,15 @@ def _vanishes(difference: Polynomial, tensors: Mapping[str, gs.Tensor]) -> bool:
     return any(is_zero(expanded) for expanded, _ in _expansions(difference, tensors))
 
 
-def _as_blend(polynomial: Polynomial, w: gs.Tensor, output: gs.Tensor, tensors: Mapping[str, gs.Tensor]) -> Blend | None:
-    """`polynomial` read as a blend or gate, its leaves taken apart only as far as is needed for that."""
+def _readings(polynomial: Polynomial, w: gs.Tensor, output: gs.Tensor, tensors: Mapping[str, gs.Tensor]) -> list[Blend]:
+    """Every way to read `polynomial` as a blend, or, if there is none, as a gate."""
+    found: list[Blend] = []
     for expanded, known in _expansions(polynomial, tensors, keep=w.name):
         roles = _roles(expanded, w.name)
         if roles is not None:
             x, y, scale = roles
-            return Blend(known[x], None if y is None else known[y], scale, output)
-    return None
+            found.append(Blend(known[x], None if y is None else known[y], scale, output))
+    return [blend for blend in found if blend.y is not None] or found
 
 
 def _take_apart(polynomial: Polynomial, tensor: gs.Tensor, tensors: dict[str, gs.Tensor]) -> Polynomial | None:

@@ -6,6 +6,7 @@ One function serves all calls of its type, so its form is the most general that 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper
@@ -36,8 +37,9 @@ def attach_functions(model: ModelProto) -> None:
         if is_fusion(node.domain, node.op_type):
             calls.setdefault(node.op_type, []).append(node)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    summed = {tuple(node.input[:2]) for nodes in calls.values() for node in nodes if attributes(node).get("context") == "sum"}
     for nodes in calls.values():
-        model.functions.append(_function(nodes, types, opset))
+        model.functions.append(_function(nodes, types, opset, summed))
     imports = [entry for entry in model.opset_import if entry.domain != DOMAIN]
     del model.opset_import[:]
     model.opset_import.extend(imports)
@@ -73,7 +75,9 @@ def variant_of(node: NodeProto) -> Variant:
     )
 
 
-def _function(nodes: list[NodeProto], types: Mapping[str, TypeProto.Tensor], opset: int) -> onnx.FunctionProto:
+def _function(
+    nodes: list[NodeProto], types: Mapping[str, TypeProto.Tensor], opset: int, summed: AbstractSet[tuple[str, ...]]
+) -> onnx.FunctionProto:
     form = min((_best_form(node, types) for node in nodes), key=_FORMS.index)
     for node in nodes:
         kept = [attribute for attribute in node.attribute if attribute.name != "upsample"]
@@ -87,7 +91,14 @@ def _function(nodes: list[NodeProto], types: Mapping[str, TypeProto.Tensor], ops
     scale = scales.pop() if len(scales) == 1 else None
     elem_type = types[nodes[0].input[0]].elem_type if nodes[0].input[0] in types else TensorProto.FLOAT
     shared = float(scale) if scale in (1.0, 2.0) and isinstance(scale, float) else None
-    return function_body(variant_of(nodes[0]), form=form, scale=shared, opset=opset, elem_type=elem_type)
+    return function_body(
+        variant_of(nodes[0]),
+        form=form,
+        scale=shared,
+        opset=opset,
+        elem_type=elem_type,
+        total_at_hand=all(tuple(node.input[:2]) in summed for node in nodes),
+    )
 
 
 def _best_form(node: NodeProto, types: Mapping[str, TypeProto.Tensor]) -> Form:

@@ -73,15 +73,20 @@ def _read_site(gate: gs.Node, order: Mapping[int, int], outputs: frozenset[str])
         logits = read_logits(gate.inputs[0])
     except Refused as refusal:
         # A full blend is rare enough outside the family that its owner will want to know.
-        raise Refused(refusal.reason, near=refusal.near or any(blend.y is not None for blend in blends)) from None
+        raise Refused(refusal.reason, near=refusal.near or any(readings[0].y is not None for readings in blends)) from None
     if not blends:
         raise Refused("what is done with the gate is neither x*w + y*(1-w) nor x*w")
     reasons: list[Refused] = []
-    for blend in blends:
-        try:
-            return _assemble(gate, logits, blend, outputs)
-        except Refused as refusal:
-            reasons.append(refusal)
+    for readings in blends:
+        sites: list[Site] = []
+        for blend in readings:
+            try:
+                sites.append(_assemble(gate, logits, blend, outputs))
+            except Refused as refusal:
+                reasons.append(refusal)
+        if sites:
+            # With factors taken out of x and y, the context may turn out to be their sum.
+            return min(sites, key=lambda site: site.context == "explicit")
     raise reasons[0]
 
 

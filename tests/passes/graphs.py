@@ -1,0 +1,146 @@
+"""Graph tests start from ONNX text: what is written is what is tested, weights aside, which are drawn from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper, parser
+from onnx.reference import ReferenceEvaluator
+
+from aff_deploy.onnx_file import check_onnx
+from aff_deploy.passes import _export
+from aff_deploy.passes.graph import import_graph
+
+Array = NDArray[Any]
+
+
+def model_of(
+    body: str,
+    *,
+    opset: int = 18,
+    ir: int = 8,
+    domains: str = "",
+    functions: str = "",
+    seed: int = 0,
+    **values: Array,
+) -> onnx.ModelProto:
+    """A model from the text of its graph.
+
+    Initializers declared with a type alone (``<float[8, 4, 1, 1] W>``) get seeded values: variances (named
+    ``var...``) positive, everything else normal; `values` gives some of them by name instead.
+    """
+    header = f'<ir_version: {ir}, opset_import: ["" : {opset}{domains}]>'
+    model = parser.parse_model(f"{header}\n{body}\n{functions}")
+    generator = np.random.default_rng(seed)
+    made = {node_output for node in model.graph.node for node_output in node.output}
+    given = {tensor.name for tensor in model.graph.initializer}
+    declared = [value for value in model.graph.value_info if value.name not in made | given]
+    for value in declared:
+        dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        array = values.get(value.name)
+        if array is None:
+            array = generator.uniform(0.3, 3.0, dims) if value.name.startswith("var") else generator.normal(size=dims)
+        dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(array).astype(dtype), value.name))
+        model.graph.value_info.remove(value)
+    unknown = set(values) - {tensor.name for tensor in model.graph.initializer}
+    assert not unknown, f"no such initializer: {unknown}"
+    return model
+
+
+def apply_passes(model: onnx.ModelProto, *passes: Callable[[gs.Graph], int]) -> tuple[int, onnx.ModelProto]:
+    """How many rewrites the passes made, and the valid model that they leave; `model` stays as it is."""
+    before = model.SerializeToString(deterministic=True)
+    graph = import_graph(model)
+    count = sum(apply(graph) for apply in passes)
+    after = _export(graph, model)
+    assert model.SerializeToString(deterministic=True) == before, "a pass changed the model it was given"
+    check_onnx(after)
+    return count, after
+
+
+def op_types(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
+
+def feeds_of(model: onnx.ModelProto, *, seed: int = 1, size: int = 3, **given: Array) -> dict[str, Array]:
+    """Seeded values for every input without a default; dynamic dimensions get `size`."""
+    generator = np.random.default_rng(seed)
+    defaults = {tensor.name for tensor in model.graph.initializer}
+    feeds: dict[str, Array] = {}
+    for value in model.graph.input:
+        if value.name in defaults and value.name not in given:
+            continue
+        kind = value.type.tensor_type
+        dims = [dim.dim_value if dim.HasField("dim_value") else size for dim in kind.shape.dim]
+        array = given.get(value.name, generator.normal(size=dims))
+        if kind.elem_type == TensorProto.BOOL and value.name not in given:
+            array = array > 0
+        feeds[value.name] = np.asarray(array).astype(helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    return feeds
+
+
+def run_ort(model: onnx.ModelProto, feeds: Mapping[str, Array], *, optimised: bool = False) -> list[Array]:
+    """What ONNX Runtime computes, its own rewrites off unless `optimised`, so that they hide nothing of ours."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return list(session.run(None, dict(feeds)))
+
+
+def run_reference(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[Array]:
+    return list(ReferenceEvaluator(model).run(None, dict(feeds)))
+
+
+TOLERANCE = {np.dtype(np.float64): 1e-12, np.dtype(np.float32): 2e-6, np.dtype(np.float16): 4e-3}
+"""Largest error, relative to the scale of an output, that rounding may cause."""
+
+
+def assert_same(expected: Sequence[Array], actual: Sequence[Array]) -> None:
+    """Same number of outputs, same shapes and types, values equal up to rounding."""
+    assert len(expected) == len(actual)
+    for one, other in zip(expected, actual, strict=True):
+        one, other = np.asarray(one), np.asarray(other)
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+        if one.dtype.kind != "f":
+            np.testing.assert_array_equal(other, one)
+            continue
+        scale = float(np.max(np.abs(one.astype(np.float64)), initial=0.0))
+        error = np.abs(one.astype(np.float64) - other.astype(np.float64))
+        assert float(np.max(error, initial=0.0)) <= TOLERANCE[one.dtype] * max(scale, 1e-3), "the outputs differ"
+
+
+def assert_parity(
+    before: onnx.ModelProto, after: onnx.ModelProto, *, reference: bool = True, **given: Array
+) -> None:
+    """`after` has the inputs and outputs of `before` and computes the same, in ONNX Runtime and in onnx's reference."""
+    for mine, other in ((before.graph.input, after.graph.input), (before.graph.output, after.graph.output)):
+        assert [value.name for value in mine] == [value.name for value in other]
+    feeds = feeds_of(before, **given)
+    expected = run_ort(before, feeds)
+    assert_same(expected, run_ort(after, feeds))
+    assert_same(expected, run_ort(after, feeds, optimised=True))
+    if reference:
+        assert_same(expected, run_reference(after, feeds))
+
+
+def check_rewrite(
+    body: str, count: int, *passes: Callable[[gs.Graph], int], reference: bool = True, **options: Any
+) -> onnx.ModelProto:
+    """BEFORE, count, parity: the whole of most tests. Returns the model after the passes."""
+    before = model_of(body, **options)
+    check_onnx(before)
+    rewrites, after = apply_passes(before, *passes)
+    assert_parity(before, after, reference=reference)
+    assert rewrites == count, f"{rewrites} rewrites; left are {op_types(after)}"
+    return after

@@ -1,0 +1,156 @@
+"""The report: everything that matters is on it, nothing on it is taken for markup, and it needs nothing else."""
+
+from __future__ import annotations
+
+import copy
+import html
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+from aff_deploy.report import render_report
+
+HASH = "0123456789abcdef" * 4
+EVIL = "<script>alert('x')</script>\"&"
+
+MANIFEST: dict[str, Any] = {
+    "format": 1,
+    "name": "some_net",
+    "description": "A network.",
+    "created": "2026-01-01T00:00:00+00:00",
+    "network": {
+        "reference": "pkg.nets:build",
+        "arguments": {"num_classes": 10},
+        "parameters": 1234567,
+        "weights": {"file": "weights.safetensors", "sha256": HASH},
+        "export": {"opset": 18, "exporter": "dynamo"},
+    },
+    "inputs": [{"name": "image", "shape": ["batch", 1, 8, 8], "dtype": "float32"}],
+    "outputs": [{"name": "logits", "shape": ["batch", 10], "dtype": "float32"}],
+    "model": {"file": "model.onnx", "sha256": HASH[::-1], "bytes": 812345},
+    "nodes": {"before": 123, "after": 33},
+    "ops": {"before": {"Conv": 47, "Sigmoid": 6}, "after": {"Conv": 17, "AttentionalFusion": 7}},
+    "passes": [{"name": "fold_batchnorm", "rewrites": 42, "seconds": 0.0123, "nodes": 33}],
+    "fusions": [
+        {
+            **{"name": "stages.0.fusion", "kind": "iaff", "channels": 64, "inter_channels": 16, "scale": 2.0},
+            **{"activation": "relu", "context": "sum", "branches": ["local", "global"], "share_global": True},
+        }
+    ],
+    "rejected": [{"name": "sigmoid_9", "reason": "the global branch is not pooled"}],
+    "validation": {
+        "passed": True,
+        "outputs": [
+            {
+                **{"name": "logits", "max_abs": 3.25e-6, "max_rel": 1.5e-4, "cosine": 0.99999999, "snr_db": 131.25},
+                **{"argmax_agreement": 1.0, "scale": 16.0, "passed": True, "detail": ""},
+            }
+        ],
+        "tolerance": {"atol": 1e-6, "rtol": 1e-4, "min_cosine": 0.99999},
+        "samples": 376,
+        "checks": [{"name": "permuted rows", "passed": True, "detail": ""}],
+        "sources": [
+            {"kind": "evaluation", "file": "evaluation.npz", "sha256": HASH, "samples": 360},
+            {"kind": "seeded", "samples": 16},
+        ],
+    },
+    "evaluation": {
+        "samples": 360,
+        "same_answers": 359,
+        "correct": {"pytorch": 357, "file": 356},
+        "accuracy": {"pytorch": 357 / 360, "file": 356 / 360, "recorded": 0.9917},
+    },
+    "seconds": {"export": 4.25},
+    "versions": {"python": "3.11.7", "aff-deploy": "0.1.0"},
+    "platform": "Linux x86_64",
+}
+
+
+class Page(HTMLParser):
+    """Text of the page, its tags, and whether they nest."""
+
+    VOID = frozenset({"meta", "br"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(page)
+        self.close()
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for key, value in attrs if key in ("src", "href")]
+        assert not [key for key, _ in attrs if key.startswith("on")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+
+def test_what_a_person_looks_for_is_there() -> None:
+    page = Page(render_report(MANIFEST))
+    assert page.open == []
+    for part in (
+        *("some_net", "A network.", "Passed: the optimised file computes what PyTorch computes."),
+        *("123 to 33", "359 of 360", "98.89 %", "99.17 %", "357 of 360", "2.0e-07"),
+        *("pkg.nets:build(num_classes=10)", "1,234,567", "batchx1x8x8", HASH, HASH[::-1]),
+        *("stages.0.fusion", "iaff", "one global branch for both", "sigmoid_9", "the global branch is not pooled"),
+        *("fold_batchnorm", "42", "12 ms", "3.25e-06", "131.2", "permuted rows", "passed"),
+        *("360 samples of evaluation data and 16 samples drawn from a seed", "1e-06 + 0.0001", "3.11.7"),
+    ):
+        assert part in page.text, part
+
+
+def test_it_needs_nothing_outside_itself() -> None:
+    page = render_report(MANIFEST)
+    parsed = Page(page)
+    assert parsed.links == []
+    assert {"script", "link", "img", "iframe"} & set(parsed.tags) == set()
+    assert not re.search(r"url\(|@import|https?:", page)
+
+
+def with_text(value: Any, text: str) -> Any:
+    if isinstance(value, dict):
+        return {(text if key in ("Conv", "num_classes") else key): with_text(inner, text) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [with_text(inner, text) for inner in value]
+    return text if isinstance(value, str) else value
+
+
+def test_every_text_is_escaped() -> None:
+    page = render_report(with_text(copy.deepcopy(MANIFEST), EVIL))
+    assert "<script" not in page
+    assert html.escape(EVIL) in page
+    assert Page(page).open == []
+
+
+def test_failure_and_its_detail_are_in_words() -> None:
+    manifest = copy.deepcopy(MANIFEST)
+    manifest["validation"]["passed"] = False
+    manifest["validation"]["outputs"][0] |= {"passed": False, "detail": "output 'logits' is off at [0, 3]", "max_abs": None}
+    page = Page(render_report(manifest))
+    assert "FAILED: the optimised file differs from PyTorch." in page.text
+    assert "off at [0, 3]" in page.text
+
+
+def test_what_was_not_measured_is_said_to_be_so() -> None:
+    manifest = copy.deepcopy(MANIFEST)
+    manifest |= {"evaluation": None, "fusions": [], "rejected": []}
+    manifest["network"]["weights"] = None
+    page = Page(render_report(manifest))
+    for part in ("no evaluation data", "no attentional feature fusion was recognised", "not a trained network", "reduced exactly"):
+        assert part in page.text
+    manifest["evaluation"] = MANIFEST["evaluation"] | {
+        "correct": {"pytorch": None, "file": None},
+        "accuracy": {"pytorch": None, "file": None, "recorded": None},
+    }
+    assert "accuracy was not measured" in Page(render_report(manifest)).text

@@ -1,0 +1,58 @@
+"""Tensor specs, dynamic dimensions and the table of tolerances."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aff_deploy.errors import UsageError
+from aff_deploy.spec import DTYPES, MAX_ELEMENTS, TOLERANCES, Precision, TensorSpec, apply_dynamic, parse_dynamic
+
+
+@given(
+    st.from_regex(r"[A-Za-z_][\w./]{0,20}", fullmatch=True),
+    st.lists(st.integers(1, 64), min_size=1, max_size=5),
+    st.sampled_from(DTYPES),
+)
+def test_parse_reads_what_text_writes(name: str, shape: list[int], dtype: str) -> None:
+    spec = TensorSpec(name, tuple(shape), dtype)
+    assert TensorSpec.parse(spec.text) == spec
+
+
+def test_dtype_defaults_to_float32() -> None:
+    assert TensorSpec.parse("x:1x3") == TensorSpec("x", (1, 3), "float32")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "x:", ":1x2", "x:1x", "x:-1x2", "x:1x2:", "x:ax2", "x:0x2", "x:1x2:float31", f"x:{MAX_ELEMENTS + 1}"]
+)
+def test_what_cannot_be_read_is_named(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        TensorSpec.parse(text)
+    assert caught.value.fix
+
+
+def test_dynamic_dimensions_keep_their_size_as_example() -> None:
+    (spec,) = apply_dynamic([TensorSpec.parse("x:2x3x8x16")], ["x:0=batch,3=w"])
+    assert spec.shape == ("batch", 3, 8, "w")
+    assert spec.example == (2, 3, 8, 16)
+    assert spec.concrete(batch=5) == (5, 3, 8, 16)
+    assert spec.is_dynamic
+    assert TensorSpec("x", ("n", 3)).concrete() == (1, 3)
+    assert parse_dynamic("a:0=n") == ("a", {0: "n"})
+
+
+@pytest.mark.parametrize(("text", "part"), [("y:0=n", "'y'"), ("x:4=n", "axis 4"), ("x:0", "NAME:0=batch"), ("x:0=1n", "NAME:0=batch")])
+def test_dynamic_mistakes_are_named(text: str, part: str) -> None:
+    with pytest.raises(UsageError, match=part):
+        apply_dynamic([TensorSpec.parse("x:2x3x8x16")], [text])
+
+
+def test_tolerances_grow_as_precision_falls() -> None:
+    rows = [TOLERANCES[p] for p in (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)]
+    assert len(rows) == len(TOLERANCES)
+    for finer, coarser in zip(rows, rows[1:], strict=False):
+        assert (finer.atol, finer.rtol) < (coarser.atol, coarser.rtol)
+        assert finer.min_cosine > coarser.min_cosine
+    assert str(Precision.FP16) == "fp16"
