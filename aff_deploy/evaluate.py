@@ -95,7 +95,8 @@ class Evaluated:
         reached = self.correct / self.samples
         if reached < self.recorded - ACCURACY_SLACK:
             raise CheckFailed(
-                f"{name}: accuracy is {100 * reached:.2f} % on {self.samples} samples, the recipe records {100 * self.recorded:.2f} %",
+                f"{name}: accuracy is {100 * reached:.2f} % on {self.samples} samples, "
+                f"the recipe records {100 * self.recorded:.2f} %",
                 fix="check the weights, the preprocessing and the labels; nothing was written",
             )
 

@@ -7,66 +7,23 @@ and a ResNet's weights take no part in what it checks.
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, checker, helper, shape_inference
+from onnx import GraphProto, ModelProto, NodeProto, TypeProto, checker, helper, shape_inference
 
 from aff_deploy.artifact import Artifact, staged_file, write_manifest
 from aff_deploy.errors import ModelError
+from aff_deploy.onnx_data import MADE_WHERE, first_line, iter_tensors, nested_graphs, read_tensors, tensor_bytes
 
 MAX_MODEL_BYTES = 1_900_000_000
 """Above this the weights go to a file of their own: protobuf ends at 2 GiB."""
-MAX_TENSOR_BYTES = 16 * 2**30
+FIRST_IR_WITH_DEFAULTS = 4
 SKELETON_KEEPS_BYTES = 1024
 """Initializers up to this size stay values in a skeleton: shapes are computed from them."""
-
-MADE_WHERE = "export the model again, or check that the download is complete"
-
-
-def iter_graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """`graph` and every graph nested in its nodes' attributes."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for nested in (attribute.g, *attribute.graphs) if _holds_graph(attribute) else ():
-                yield from iter_graphs(nested)
-
-
-def _holds_graph(attribute: AttributeProto) -> bool:
-    return attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS)
-
-
-def _iter_tensors(model: ModelProto) -> Iterator[TensorProto]:
-    for graph in iter_graphs(model.graph):
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-        yield from _attribute_tensors(graph.node)
-    for function in model.functions:
-        yield from _attribute_tensors(function.node)
-
-
-def _attribute_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.TENSOR:
-                yield attribute.t
-            yield from attribute.tensors
-
-
-def tensor_bytes(tensor: TensorProto) -> int:
-    """Bytes of a tensor's elements by its dims and type, whatever the message itself holds."""
-    try:
-        itemsize = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    except (KeyError, TypeError, ValueError):
-        itemsize = 1
-    return int(math.prod(tensor.dims)) * itemsize
 
 
 def load_onnx(path: Path) -> ModelProto:
@@ -84,73 +41,51 @@ def load_onnx(path: Path) -> ModelProto:
     Raises:
         ModelError: the file is missing, truncated, not ONNX, cyclic, incomplete or hostile.
     """
-    if not path.is_file():
-        reason = "it is a folder" if path.is_dir() else "no such file"
-        raise ModelError(f"cannot read {path}: {reason}", fix="give the path of an .onnx file")
     try:
-        model = onnx.load_model(path, load_external_data=False)
+        if not path.is_file():
+            reason = "it is a folder" if path.is_dir() else "no such file"
+            raise ModelError(f"cannot read {path}: {reason}", fix="give the path of an .onnx file")
+        # Named, because onnx would otherwise choose a format by the file's extension.
+        model = onnx.load_model(path, format="protobuf", load_external_data=False)
     except (DecodeError, ValueError, OSError) as error:
         reason = error.strerror or str(error) if isinstance(error, OSError) else "truncated, or not an ONNX model"
         raise ModelError(f"cannot read {path}: {reason}", fix=MADE_WHERE) from None
     if not model.graph.node or not model.opset_import or not model.ir_version:
         raise ModelError(f"{path} holds no ONNX graph", fix=MADE_WHERE)
-    for tensor in _iter_tensors(model):
-        _check_tensor(tensor, path)
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _iter_tensors(model)):
-        onnx.load_external_data_for_model(model, str(path.parent))
+    read_tensors(model, path)
     check_onnx(model, str(path), full=False)
     return model
 
 
-def _check_tensor(tensor: TensorProto, path: Path) -> None:
-    if any(dim < 0 for dim in tensor.dims) or tensor_bytes(tensor) > MAX_TENSOR_BYTES:
-        raise ModelError(f"{path}: tensor {tensor.name!r} claims the shape {list(tensor.dims)}", fix=MADE_WHERE)
-    if tensor.data_location != TensorProto.EXTERNAL:
-        if tensor.HasField("raw_data") and len(tensor.raw_data) != tensor_bytes(tensor) and tensor.data_type not in _PACKED:
-            raise ModelError(
-                f"{path}: tensor {tensor.name!r} of shape {list(tensor.dims)} holds {len(tensor.raw_data)} bytes",
-                fix=MADE_WHERE,
-            )
-        return
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
-    folder = path.parent.resolve()
-    target = (folder / location).resolve()
-    if not location or os.path.isabs(location) or not target.is_relative_to(folder):
-        raise ModelError(
-            f"{path}: tensor {tensor.name!r} keeps its data outside the model's folder, at {location!r}",
-            fix="move the data file beside the model and export again; paths out of the folder are refused",
-        )
-    if not target.is_file():
-        raise ModelError(f"{path}: the external data file {location!r} is missing", fix="put it beside the model")
-    try:
-        offset, length = int(entries.get("offset", 0)), int(entries.get("length", tensor_bytes(tensor)))
-    except ValueError:
-        raise ModelError(f"{path}: tensor {tensor.name!r} has a malformed external offset or length", fix=MADE_WHERE) from None
-    if offset < 0 or length != tensor_bytes(tensor) or offset + length > target.stat().st_size:
-        raise ModelError(f"{path}: tensor {tensor.name!r} reaches beyond its data file {location!r}", fix=MADE_WHERE)
+def overridable(model: ModelProto) -> frozenset[str]:
+    """Initializers that are only defaults, because they are graph inputs too.
 
-
-# Types with several elements in a byte: their raw size is not elements x itemsize.
-_PACKED = frozenset(
-    getattr(TensorProto, name)
-    for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2", "STRING")
-    if hasattr(TensorProto, name)
-)
+    Before IR version 4 every initializer had to be listed as an input and none could be overridden.
+    """
+    if model.ir_version < FIRST_IR_WITH_DEFAULTS:
+        return frozenset()
+    made = {tensor.name for tensor in model.graph.initializer}
+    return frozenset(value.name for value in model.graph.input if value.name in made)
 
 
 def skeleton(model: ModelProto) -> ModelProto:
-    """A copy of `model` in which each initializer over `SKELETON_KEEPS_BYTES` is a graph input."""
-    light = ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import, functions=model.functions)
+    """A sorted copy of `model` in which each initializer over `SKELETON_KEEPS_BYTES`, or overridable, is a graph input."""
+    light = ModelProto(
+        ir_version=max(model.ir_version, FIRST_IR_WITH_DEFAULTS), opset_import=model.opset_import, functions=model.functions
+    )
     graph = light.graph
     graph.name = model.graph.name or "graph"
-    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
+    graph.node.extend(sorted_nodes(model.graph))
+    for field in ("output", "value_info", "sparse_initializer"):
         getattr(graph, field).extend(getattr(model.graph, field))
-    declared = {value.name for value in graph.input}
-    for tensor in model.graph.initializer:
+    defaults = overridable(model)
+    constants = [tensor for tensor in model.graph.initializer if tensor.name not in defaults]
+    names = {tensor.name for tensor in constants}
+    graph.input.extend(value for value in model.graph.input if value.name not in names)
+    for tensor in constants:
         if tensor_bytes(tensor) <= SKELETON_KEEPS_BYTES:
             graph.initializer.append(tensor)
-        elif tensor.name not in declared:
+        else:
             graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
     return light
 
@@ -166,7 +101,7 @@ def infer_types(model: ModelProto, *, strict: bool = False) -> dict[str, TypePro
     except shape_inference.InferenceError as error:
         if not strict:
             return {}
-        raise ModelError(f"shape inference fails: {_first_line(error)}", fix=MADE_WHERE) from None
+        raise ModelError(f"shape inference fails: {first_line(error)}", fix=MADE_WHERE) from None
     graph = inferred.graph
     types = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input, *graph.output)}
     for tensor in graph.initializer:
@@ -193,20 +128,12 @@ def check_onnx(model: ModelProto, name: str = "the model", *, full: bool = True)
         ModelError: naming the node or tensor.
     """
     _check_wiring(model.graph, name, outer=frozenset())
-    light = skeleton(model)
-    nodes = sorted_nodes(light.graph)
-    del light.graph.node[:]
-    light.graph.node.extend(nodes)
     try:
-        checker.check_model(light)
+        checker.check_model(skeleton(model))
     except checker.ValidationError as error:
-        raise ModelError(f"{name} is not valid ONNX: {_first_line(error)}", fix=MADE_WHERE) from None
+        raise ModelError(f"{name} is not valid ONNX: {first_line(error)}", fix=MADE_WHERE) from None
     if full:
         infer_types(model, strict=True)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _check_wiring(graph: GraphProto, name: str, outer: frozenset[str]) -> None:
@@ -222,10 +149,8 @@ def _check_wiring(graph: GraphProto, name: str, outer: frozenset[str]) -> None:
                     f"{name}: node {node.name or node.op_type!r} reads {tensor!r}, which nothing makes (a lost initializer?)",
                     fix=MADE_WHERE,
                 )
-        for attribute in node.attribute:
-            for nested in (attribute.g, *attribute.graphs) if _holds_graph(attribute) else ():
-                if nested.node or nested.output:
-                    _check_wiring(nested, name, frozenset(known))
+        for nested in nested_graphs(node):
+            _check_wiring(nested, name, frozenset(known))
     for value in graph.output:
         if value.name not in known:
             raise ModelError(f"{name}: output {value.name!r} is produced by nothing", fix=MADE_WHERE)
@@ -238,11 +163,10 @@ def _check_wiring(graph: GraphProto, name: str, outer: frozenset[str]) -> None:
 def _captured(node: NodeProto) -> Iterator[str]:
     """Names that a node reads: its inputs, and whatever its nested graphs read."""
     yield from node.input
-    for attribute in node.attribute:
-        for nested in (attribute.g, *attribute.graphs) if _holds_graph(attribute) else ():
-            for inner in nested.node:
-                yield from _captured(inner)
-            yield from (value.name for value in nested.output)
+    for nested in nested_graphs(node):
+        for inner in nested.node:
+            yield from _captured(inner)
+        yield from (value.name for value in nested.output)
 
 
 def _topological(graph: GraphProto) -> list[tuple[int, NodeProto]]:
@@ -284,7 +208,7 @@ def save_onnx(model: ModelProto, path: Path, facts: Mapping[str, Any]) -> Artifa
         OutputError: the place cannot be written.
     """
     with staged_file(path) as staged:
-        if sum(tensor_bytes(tensor) for tensor in _iter_tensors(model)) > MAX_MODEL_BYTES:
+        if sum(tensor_bytes(tensor) for tensor in iter_tensors(model)) > MAX_MODEL_BYTES:
             onnx.save_model(model, staged, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
         else:
             staged.write_bytes(model.SerializeToString())

@@ -59,8 +59,8 @@ class DeployResult:
         lines.append(f"  operators {nodes['before']} before, {nodes['after']} after")
         for output in self.validation.outputs:
             lines.append(
-                f"  parity    output {output.name!r}: largest difference from PyTorch {output.max_abs:.2g} at scale {output.scale:.3g}, "
-                f"over {self.validation.samples} samples"
+                f"  parity    output {output.name!r}: largest difference from PyTorch {output.max_abs:.2g} "
+                f"at scale {output.scale:.3g}, over {self.validation.samples} samples"
             )
         lines += [f"  answers   {line}" for line in self.evaluation.lines()] if self.evaluation is not None else []
         if facts["network"]["weights"] is None:
@@ -142,7 +142,7 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
             **result.to_dict(),
             "validation": {**validation.to_dict(), "sources": _sources(evaluation, len(evaluated_on), batches)},
             "evaluation": None if evaluated is None else evaluated.to_dict(),
-            "seconds": clock.seconds,
+            "seconds": dict(clock.seconds),
             "versions": versions(),
             "platform": f"{platform.system()} {platform.machine()}",
         }
@@ -188,5 +188,5 @@ def _sources(evaluation: Evaluation | None, count: int, batches: Sequence[Mappin
     seeded = [{"kind": "seeded", "samples": rows(batches[count:])}]
     if evaluation is None:
         return seeded
-    real = {"kind": "evaluation", "file": evaluation.data.name, "sha256": sha256(evaluation.data), "samples": rows(batches[:count])}
-    return [real, *seeded]
+    file = {"file": evaluation.data.name, "sha256": sha256(evaluation.data)}
+    return [{"kind": "evaluation", **file, "samples": rows(batches[:count])}, *seeded]

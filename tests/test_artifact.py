@@ -31,18 +31,21 @@ def test_staged_file_moves_its_companions_with_it(tmp_path: Path) -> None:
     assert manifest["versions"].keys() >= {"python", "onnx"}
 
 
+def fail(staged: Path, error: type[BaseException]) -> None:
+    (staged / "x" if staged.is_dir() else staged).write_bytes(b"new")
+    raise error
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_failed_block_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
     (tmp_path / "model.onnx").write_bytes(b"old")
-    with pytest.raises(error), staged_file(tmp_path / "model.onnx") as staged:
-        staged.write_bytes(b"new")
-        raise error
-    with pytest.raises(error), staged_file(tmp_path / "a/b/model.onnx") as staged:
-        staged.write_bytes(b"new")
-        raise error
-    with pytest.raises(error), staged_folder(tmp_path / "c/out", marker="m.json") as stage:
-        (stage / "x").write_text("x")
-        raise error
+    for place in (
+        staged_file(tmp_path / "model.onnx"),
+        staged_file(tmp_path / "a/b/model.onnx"),
+        staged_folder(tmp_path / "c/out", marker="m"),
+    ):
+        with pytest.raises(error), place as staged:
+            fail(staged, error)
     assert names(tmp_path) == ["model.onnx"]
     assert (tmp_path / "model.onnx").read_bytes() == b"old"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,7 +45,9 @@ def test_dynamic_dimensions_keep_their_size_as_example() -> None:
     assert parse_dynamic("a:0=n") == ("a", {0: "n"})
 
 
-@pytest.mark.parametrize(("text", "part"), [("y:0=n", "'y'"), ("x:4=n", "axis 4"), ("x:0", "NAME:0=batch"), ("x:0=1n", "NAME:0=batch")])
+@pytest.mark.parametrize(
+    ("text", "part"), [("y:0=n", "'y'"), ("x:4=n", "axis 4"), ("x:0", "NAME:0=batch"), ("x:0=1n", "NAME:0=batch")]
+)
 def test_dynamic_mistakes_are_named(text: str, part: str) -> None:
     with pytest.raises(UsageError, match=part):
         apply_dynamic([TensorSpec.parse("x:2x3x8x16")], [text])
@@ -52,7 +56,7 @@ def test_dynamic_mistakes_are_named(text: str, part: str) -> None:
 def test_tolerances_grow_as_precision_falls() -> None:
     rows = [TOLERANCES[p] for p in (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)]
     assert len(rows) == len(TOLERANCES)
-    for finer, coarser in zip(rows, rows[1:], strict=False):
+    for finer, coarser in itertools.pairwise(rows):
         assert (finer.atol, finer.rtol) < (coarser.atol, coarser.rtol)
         assert finer.min_cosine > coarser.min_cosine
     assert str(Precision.FP16) == "fp16"

@@ -83,7 +83,7 @@ class Steps:
     def _finish(self) -> None:
         self._stop()
         if self._name:
-            print(f"  {self._name:<48} {time.perf_counter() - self._start:6.1f} s", file=sys.stderr, flush=True)
+            print(f"  {self._name:<58} {time.perf_counter() - self._start:6.1f} s", file=sys.stderr, flush=True)
         self._name = ""
 
     def _stop(self) -> None:

@@ -13,7 +13,9 @@ from aff_deploy.errors import RecipeError
 
 def deploy(
     reference: Annotated[str, typer.Argument(help="A bundled recipe's name, or the path of a recipe.toml.", metavar="RECIPE")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The folder to write; an earlier result is replaced.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="The folder to write (replaces a former result).")
+    ],
 ) -> None:
     """Run the whole pipeline and write a report."""
     from aff_deploy.recipe import bundled_recipes, find_recipe, nearest
@@ -25,7 +27,7 @@ def deploy(
         hint = f"did you mean {guess}? " if guess else f"bundled are {', '.join(known)}; "
         raise RecipeError(f"there is no recipe {reference!r}", fix=f"{hint}(or give the path of a recipe.toml)")
     with Steps() as step, working():
-        step("load PyTorch and the network")
+        step("load PyTorch")
         from aff_deploy.pipeline import deploy as run_pipeline
 
         result = run_pipeline(recipe, output, progress=step)

@@ -71,7 +71,8 @@ def _version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return next((f"{d.version} ({d.name})" for d in metadata.distributions() if d.name.startswith(f"{package}-")), "unknown")
+        others = (d for d in metadata.distributions() if d.name.startswith(f"{package}-"))
+        return next((f"{d.version} ({d.name})" for d in others), "unknown")
 
 
 def _providers() -> list[str]:

@@ -29,9 +29,9 @@ def export(
         list[str] | None, typer.Option("--input", metavar="NAME:1x3x224x224[:float32]", help="An input; repeat for several.")
     ] = None,
     dynamic: Annotated[
-        list[str] | None, typer.Option("--dynamic", metavar="NAME:0=batch[,2=h,3=w]", help="Dimensions of an input to keep free.")
+        list[str] | None, typer.Option("--dynamic", metavar="NAME:0=batch[,2=h,3=w]", help="Dimensions to keep free.")
     ] = None,
-    opset: Annotated[int | None, typer.Option("--opset", metavar="N", help="ONNX opset, 13 to 20 (default: recipe's, or 18).")] = None,
+    opset: Annotated[int | None, typer.Option("--opset", metavar="N", help="13 to 20 (default: the recipe's, or 18).")] = None,
     exporter: Annotated[
         Exporter | None, typer.Option("--exporter", help="PyTorch's exporter (default: the recipe's, or dynamo).")
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from aff_deploy.cli.options import Json
 def optimize(
     source: Annotated[Path, typer.Argument(help="The ONNX file to optimise.", metavar="IN.onnx")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The ONNX file to write.")],
-    no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Clean up and fold, but leave the attention blocks alone.")] = False,
+    no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Clean up and fold, but fuse no attention.")] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="After each pass, compare with the input file on ONNX Runtime.")
     ] = False,
@@ -48,7 +49,8 @@ def optimize(
     rows = [(p["name"], p["rewrites"], p["nodes"], f"{1000 * p['seconds']:.0f} ms") for p in document["passes"]]
     print(table(rows, ("pass", "rewrites", "nodes", "time")))
     _print_sites(document)
-    print(f"{output}: {before} nodes before, {len(result.model.graph.node)} after" + (", verified after each pass" if verify else ""))
+    proven = ", verified after each pass" if verify else ""
+    print(f"{output}: {before} nodes before, {len(result.model.graph.node)} after{proven}")
 
 
 def inspect(
@@ -72,7 +74,7 @@ def inspect(
         print(f"{kind}:")
         print(table([(value["name"], "x".join(map(str, value["shape"])), value["dtype"]) for value in document[kind]]))
     print("operators:")
-    print(table(sorted(document["ops"].items(), key=lambda item: (-item[1], item[0]))))
+    print(table(Counter(document["ops"]).most_common()))
     _print_sites(document)
     if manifest is not None:
         made_from = manifest.get("source", {}).get("file") or manifest.get("network") or "unknown"

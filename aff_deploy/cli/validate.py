@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 def validate(
     file: Annotated[Path, typer.Argument(help="The ONNX file to check.", metavar="FILE")],
-    against: Annotated[str, typer.Option("--against", metavar="NETWORK|REF.onnx", help=f"What is right: {NETWORK}, or an ONNX file.")],
+    against: Annotated[
+        str, typer.Option("--against", metavar="NETWORK|REF.onnx", help=f"What is right: {NETWORK}; or an .onnx.")
+    ],
     weights: Weights = None,
     data: Annotated[
         Path | None,
@@ -107,7 +109,8 @@ def _print_report(report: ValidationReport, what: str) -> None:
     ]
     print(table(rows, ("output", "max abs", "max rel", "cosine", "snr", "argmax", "")))
     if report.checks:
-        print(table([(check.name, "ok" if check.passed else "FAILED", check.detail) for check in report.checks], ("check", "", "")))
+        checks = [(check.name, "ok" if check.passed else "FAILED", check.detail) for check in report.checks]
+        print(table(checks, ("check", "", "")))
     for failure in report.failures:
         print(f"  {failure}")
     tolerance = report.tolerance

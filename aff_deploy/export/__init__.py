@@ -65,7 +65,6 @@ def export_onnx(
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
-        import torch
         from torch import nn
     except ImportError as error:
         raise MissingDependency(f"{error.name} is not installed", extra="cpu") from None
@@ -77,7 +76,7 @@ def export_onnx(
         raise NetworkError(f"{type(module).__name__} is not a torch.nn.Module", fix="give a network")
     with evaluating(module), tracing.undisturbed(module):
         traced = tracing.prepare(module, inputs, output_names)
-        follows: dict[str, dict[int, str]] = {}
+        follows: dict[str, dict[int, str]] | None = None
         if exporter == "dynamo":
             model, lowest = dynamo.export(traced, max(opset, dynamo.LOWEST_OPSET))
         else:
@@ -90,16 +89,14 @@ def export_onnx(
             f"the {exporter} exporter wrote opset {found} instead of {opset}", fix="use another opset or exporter"
         )
     tidy.tidy(model, traced.names, inputs)
-    tidy.name_output_dims(model, follows)
+    if follows is not None:
+        tidy.name_output_dims(model, follows)
     check_onnx(model, "the exported model")
     if verify:
-        weights = {
-            str(tensor.dtype).removeprefix("torch.") for tensor in module.parameters() if torch.is_floating_point(tensor)
-        }
-        tolerance = _tolerance(weights | {spec.dtype for spec in inputs})
-        _verify(
-            model, module, inputs, traced.names, [traced.feeds, *tracing.other_sizes(inputs, traced.feeds, lowest)], tolerance
-        )
+        batches = [traced.feeds, *tracing.other_sizes(inputs, traced.feeds, lowest)]
+        # Again undisturbed: a forward may print or draw random numbers.
+        with tracing.undisturbed(module):
+            _verify(model, module, inputs, traced.names, batches, _tolerance(module, inputs))
     return model
 
 
@@ -117,7 +114,9 @@ def _check_request(inputs: Sequence[TensorSpec], opset: int, exporter: str, outp
         raise UsageError("an input or output has an empty name", fix="give each a name")
 
 
-def _tolerance(dtypes: set[str]) -> Tolerance:
+def _tolerance(module: nn.Module, inputs: Sequence[TensorSpec]) -> Tolerance:
+    """That of the narrowest float type among weights and inputs."""
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in module.parameters()} | {spec.dtype for spec in inputs}
     if "bfloat16" in dtypes:
         return TOLERANCES[Precision.BF16]
     return TOLERANCES[Precision.FP16 if "float16" in dtypes else Precision.FP32]

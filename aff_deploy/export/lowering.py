@@ -12,7 +12,8 @@ import onnx
 from onnx import ModelProto, NodeProto, defs, helper, numpy_helper
 
 from aff_deploy.errors import ModelError, UsageError
-from aff_deploy.onnx_file import check_onnx, iter_graphs
+from aff_deploy.onnx_data import iter_graphs
+from aff_deploy.onnx_file import check_onnx
 
 AXES_WERE_ATTRIBUTE = frozenset(
     f"Reduce{kind}" for kind in ("Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")

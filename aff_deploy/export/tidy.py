@@ -10,7 +10,8 @@ import onnx
 from onnx import GraphProto, ModelProto, TensorProto
 
 from aff_deploy.errors import NetworkError
-from aff_deploy.onnx_file import MAX_MODEL_BYTES, iter_graphs, skeleton, tensor_bytes
+from aff_deploy.onnx_data import iter_graphs, tensor_bytes
+from aff_deploy.onnx_file import MAX_MODEL_BYTES, skeleton
 from aff_deploy.spec import TensorSpec
 
 _WRAPPER = re.compile(r"^(/?)module[./]")
@@ -143,9 +144,14 @@ def _unwrap_names(model: ModelProto, fixed: set[str]) -> None:
 
 
 def name_output_dims(model: ModelProto, follows: Mapping[str, Mapping[int, str]]) -> None:
-    """Rename outputs' dynamic dimensions, in place: `follows` gives the new name by output and axis."""
+    """Rename outputs' dynamic dimensions, in place: `follows` gives the input's dimension by output and axis.
+
+    For the torchscript exporter, whose own names are wrong: it calls dimensions of different sizes
+    the same (the levels of a feature pyramid). What follows no input gets a name that no other has,
+    and the claims about inner tensors, which are made of those names, go.
+    """
+    del model.graph.value_info[:]
     for value in model.graph.output:
-        for axis, name in follows.get(value.name, {}).items():
-            dim = value.type.tensor_type.shape.dim[axis]
-            if dim.HasField("dim_param"):
-                dim.dim_param = name
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.HasField("dim_value"):
+                dim.dim_param = follows[value.name].get(axis, f"{value.name}_dim{axis}")

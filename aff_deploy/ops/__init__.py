@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from aff_deploy.ops.body import Form, function_body
-from aff_deploy.ops.operator import DOMAIN, DOMAIN_VERSION, Variant, is_fusion
+from aff_deploy.ops.operator import DOMAIN, DOMAIN_VERSION, TAKES_ALPHA, Variant, is_fusion
 
-__all__ = ["DOMAIN", "DOMAIN_VERSION", "Form", "Variant", "function_body", "is_fusion"]
+__all__ = ["DOMAIN", "DOMAIN_VERSION", "TAKES_ALPHA", "Form", "Variant", "function_body", "is_fusion"]

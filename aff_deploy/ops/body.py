@@ -25,18 +25,35 @@ from typing import Literal
 
 from onnx import FunctionProto, parser
 
-from aff_deploy.ops.operator import DOMAIN, DOMAIN_VERSION, Branch, Variant
+from aff_deploy.ops.operator import DOMAIN, DOMAIN_VERSION, TAKES_ALPHA, Branch, Variant
 
 Form = Literal["plain", "blocked", "blocked_static"]
 
 FIRST_CASTLIKE_OPSET = 15
 
-# Activation h of t, as ONNX text. LeakyRelu's slope is the call node's attribute; it is written as a
-# PRelu because onnx's reference evaluator cannot pass a function's attribute on to LeakyRelu.
+# Activation h of t for a branch b, as ONNX text, from operators of opset 13. Parameters that are
+# attributes of the call are tensors here: onnx's reference evaluator cannot pass a function's
+# attribute on to LeakyRelu or Elu.
 _ACTIVATIONS = {
     "Relu": "{h} = Relu({t})",
-    "LeakyRelu": "{h} = PRelu({t}, slope)",
-    "Silu": "{h}_sigmoid = Sigmoid({t})\n{h} = Mul({t}, {h}_sigmoid)",
+    "Relu6": "{h}_low = Relu({t})\n{h} = Min({h}_low, six)",
+    "LeakyRelu": "{h} = PRelu({t}, alpha)",
+    "PRelu": "{h} = PRelu({t}, {b}_slope)",
+    "Elu": "{h}_unit = Elu({t})\n{h}_up = Relu({t})\n{h}_down = Sub({h}_unit, {h}_up)\n"
+    "{h}_scaled = Mul({h}_down, alpha)\n{h} = Add({h}_up, {h}_scaled)",
+    "Silu": "{h}_gate = Sigmoid({t})\n{h} = Mul({t}, {h}_gate)",
+    "HardSwish": "{h}_gate = HardSigmoid<alpha: float = 0.16666667, beta: float = 0.5>({t})\n{h} = Mul({t}, {h}_gate)",
+    "Gelu": "{h}_in = Mul({t}, root_half)\n{h}_erf = Erf({h}_in)\n{h}_one = Add({h}_erf, one_number)\n"
+    "{h}_half = Mul({t}, half_number)\n{h} = Mul({h}_half, {h}_one)",
+    "Mish": "{h}_soft = Softplus({t})\n{h}_gate = Tanh({h}_soft)\n{h} = Mul({t}, {h}_gate)",
+    "Tanh": "{h} = Tanh({t})",
+    "Sigmoid": "{h} = Sigmoid({t})",
+}
+_ACTIVATION_NUMBERS = {
+    "Relu6": {"six": "6.0"},
+    "LeakyRelu": {"alpha": "@alpha"},
+    "Elu": {"alpha": "@alpha"},
+    "Gelu": {"root_half": "0.70710678", "one_number": "1.0", "half_number": "0.5"},
 }
 
 
@@ -57,7 +74,7 @@ def function_body(
     """
     lines = "\n".join(_lines(variant, form, scale, total_at_hand, _Constants(opset, elem_type)))
     attributes = ["channels"] * (form != "plain") + ["upsample"] * _upsamples(variant, form)
-    attributes += ["scale"] * (scale is None) + ["alpha"] * (variant.activation == "LeakyRelu")
+    attributes += ["scale"] * (scale is None) + ["alpha"] * (variant.activation in TAKES_ALPHA)
     signature = f"{variant.op_type}{'<' + ', '.join(attributes) + '>' if attributes else ''}({', '.join(variant.inputs)})"
     header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "{DOMAIN}" : {DOMAIN_VERSION}]>'
     function = parser.parse_function(f"{header}\n{signature} => (out) {{\n{lines}\n}}")
@@ -100,8 +117,8 @@ def _lines(variant: Variant, form: Form, scale: float | None, total_at_hand: boo
     context = {"sum": "total", "self": "x", "explicit": "a"}[variant.context]
     if as_tanh:
         yield from constants.scalar("half", "0.5")
-    if variant.activation == "LeakyRelu":
-        yield from constants.scalar("slope", "@alpha")
+    for name, value in _ACTIVATION_NUMBERS.get(variant.activation, {}).items():
+        yield from constants.scalar(name, value)
     for branch in variant.branches:
         yield from _branch(branch, variant, context, halved=as_tanh)
     if _upsamples(variant, form):
@@ -131,7 +148,7 @@ def _branch(branch: Branch, variant: Variant, context: str, *, halved: bool) -> 
         yield f"pooled = GlobalAveragePool({context})"
         context = "pooled"
     yield f"{branch}_t = Conv({context}, {branch}_w1, {branch}_b1)"
-    yield _ACTIVATIONS[variant.activation].format(h=f"{branch}_h", t=f"{branch}_t")
+    yield _ACTIVATIONS[variant.activation].format(h=f"{branch}_h", t=f"{branch}_t", b=branch)
     if halved:
         yield f"{branch}_w2_half = Mul({branch}_w2, half)"
         yield f"{branch}_b2_half = Mul({branch}_b2, half)"

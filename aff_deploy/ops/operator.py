@@ -8,7 +8,8 @@ A branch is ``W2 . act(W1 . a + b1) + b2`` at every position (local) or on the g
 `a` over the spatial axes, broadcast back (global).
 
 A call node's inputs are ``x, [y], [a]`` and then, for each branch, ``w1, b1, w2, b2`` as 1x1
-convolutions: w1 is inter x C_a x 1..., w2 is C x inter x 1.... Its attributes repeat in words what
+convolutions: w1 is inter x C_a x 1..., w2 is C x inter x 1...; with PRelu, slope inter x 1... follows.
+Its attributes repeat in words what
 the operator type says, so that a reader (a plugin, a report) needs no naming convention.
 """
 
@@ -23,7 +24,10 @@ DOMAIN_VERSION = 1
 Context = Literal["sum", "self", "explicit"]
 Branch = Literal["local", "global"]
 
-ACTIVATIONS = ("Relu", "LeakyRelu", "Silu")
+ACTIVATIONS = ("Relu", "Relu6", "LeakyRelu", "PRelu", "Elu", "Silu", "HardSwish", "Gelu", "Mish", "Tanh", "Sigmoid")
+"""Functions that may stand between a branch's convolutions. Gelu is the exact one, by erf."""
+TAKES_ALPHA = ("LeakyRelu", "Elu")
+"""Those with a parameter, the call node's attribute ``alpha``; PRelu's slopes are an input per branch."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class Variant:
     def inputs(self) -> tuple[str, ...]:
         """Names of the operator's inputs, in order."""
         tensors = ["x"] + ["y"] * self.blend + ["a"] * (self.context == "explicit")
-        return (*tensors, *(f"{branch}_{part}" for branch in self.branches for part in ("w1", "b1", "w2", "b2")))
+        parts = ("w1", "b1", "w2", "b2", *(["slope"] if self.activation == "PRelu" else []))
+        return (*tensors, *(f"{branch}_{part}" for branch in self.branches for part in parts))
 
 
 def is_fusion(domain: str, op_type: str) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ def attentional_fusion(variant: Variant, inputs: Mapping[str, Array], *, scale: 
         inputs: arrays by the names of ``variant.inputs``: x, y, a are N x C x spatial (any number of
             spatial axes), weights are 1x1 convolutions out x in x 1..., biases are 1-D.
         scale: the factor s.
-        alpha: slope of LeakyRelu.
+        alpha: parameter of LeakyRelu or Elu.
 
     Returns:
         float64, N x C x spatial.
@@ -32,7 +33,8 @@ def attentional_fusion(variant: Variant, inputs: Mapping[str, Array], *, scale: 
     z = np.zeros(())
     for branch in variant.branches:
         source = a if branch == "local" else a.mean(axis=tuple(range(2, a.ndim)), keepdims=True)
-        hidden = _activate(_pointwise(source, arrays[f"{branch}_w1"], arrays[f"{branch}_b1"]), variant.activation, alpha)
+        t = _pointwise(source, arrays[f"{branch}_w1"], arrays[f"{branch}_b1"])
+        hidden = _activate(t, variant.activation, alpha, arrays.get(f"{branch}_slope"))
         z = z + _pointwise(hidden, arrays[f"{branch}_w2"], arrays[f"{branch}_b2"])
     w = _sigmoid(z)
     out: Array = x * w + arrays["y"] * (1.0 - w) if variant.blend else x * w
@@ -50,9 +52,21 @@ def _sigmoid(z: Array) -> Array:
     return np.where(z >= 0, 1.0, decay) / (1.0 + decay)
 
 
-def _activate(t: Array, activation: str, alpha: float) -> Array:
-    if activation == "Relu":
-        return np.maximum(t, 0.0)
-    if activation == "LeakyRelu":
-        return np.where(t >= 0, t, alpha * t)
-    return t * _sigmoid(t)
+def _activate(t: Array, activation: str, alpha: float, slope: Array | None) -> Array:
+    if activation == "Gelu":
+        erf: Array = np.vectorize(math.erf, otypes=[np.float64])(t * math.sqrt(0.5))
+        return 0.5 * t * (1.0 + erf)
+    if activation == "PRelu":
+        return np.where(t >= 0, t, t * (np.zeros(1) if slope is None else slope))
+    functions: Mapping[str, Callable[[], Array]] = {
+        "Relu": lambda: np.maximum(t, 0.0),
+        "Relu6": lambda: np.clip(t, 0.0, 6.0),
+        "LeakyRelu": lambda: np.where(t >= 0, t, alpha * t),
+        "Elu": lambda: np.where(t >= 0, t, alpha * np.expm1(np.minimum(t, 0.0))),
+        "Silu": lambda: t * _sigmoid(t),
+        "HardSwish": lambda: t * np.clip(t / 6.0 + 0.5, 0.0, 1.0),
+        "Mish": lambda: t * np.tanh(np.logaddexp(0.0, t)),
+        "Tanh": lambda: np.tanh(t),
+        "Sigmoid": lambda: _sigmoid(t),
+    }
+    return functions[activation]()

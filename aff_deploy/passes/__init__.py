@@ -13,15 +13,14 @@ from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from aff_deploy.errors import ModelError
 from aff_deploy.passes.cleanup import cleanup
+from aff_deploy.passes.convert import export_model, import_graph
 from aff_deploy.passes.fold_batchnorm import fold_batchnorm
 from aff_deploy.passes.fold_constants import fold_constants
 from aff_deploy.passes.functions import attach_functions
 from aff_deploy.passes.fuse_attention import Rejection, find_rejections, fuse_attention
-from aff_deploy.passes.graph import import_graph
 from aff_deploy.passes.report import Fusion, count_ops, describe_values, list_fusions
 
 __all__ = [
@@ -96,9 +95,9 @@ def optimize(
         rewrites = apply(graph)
         results.append(PassResult(apply.__name__, rewrites, time.perf_counter() - start, len(graph.nodes)))
         if after_pass is not None and rewrites:
-            after_pass(apply.__name__, _export(graph, model))
+            after_pass(apply.__name__, _finished(graph, model))
     rejected = find_rejections(graph)
-    optimized = _export(graph, model)
+    optimized = _finished(graph, model)
     return Optimized(optimized, tuple(results), list_fusions(optimized), rejected)
 
 
@@ -123,14 +122,7 @@ def _require_opset(model: onnx.ModelProto) -> None:
         )
 
 
-def _export(graph: gs.Graph, original: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph as a model that keeps all of `original` that is not its main graph."""
-    model = onnx.ModelProto()
-    for field in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
-        setattr(model, field, getattr(original, field))
-    model.opset_import.extend(original.opset_import)
-    model.metadata_props.extend(original.metadata_props)
-    model.functions.extend(original.functions)
-    model.graph.CopyFrom(OnnxExporter.export_graph(graph, do_type_check=False))
+def _finished(graph: gs.Graph, original: onnx.ModelProto) -> onnx.ModelProto:
+    model = export_model(graph, original)
     attach_functions(model)
     return model

@@ -10,6 +10,7 @@ A polynomial maps monomials (sorted tuples of tensor names) to float coefficient
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 
 import onnx_graphsurgeon as gs
 
@@ -127,3 +128,15 @@ def substitute(p: Polynomial, name: str, value: Polynomial) -> Polynomial | None
             return None
         total = add(total, term)
     return total
+
+
+def polynomial_in(tensor: gs.Tensor, ends: AbstractSet[str], nodes: list[gs.Node]) -> Polynomial | None:
+    """`tensor` as a polynomial of the tensors named in `ends`, None if it needs others; adds its nodes to `nodes`."""
+    if tensor.name in ends or scalar(tensor) is not None:
+        return leaf(tensor)
+    node = producer(tensor)
+    if node is None or not is_op(node, *ARITHMETIC) or len(nodes) >= MAX_NODES:
+        return None
+    if all(known is not node for known in nodes):
+        nodes.append(node)
+    return combine(node, lambda t: polynomial_in(t, ends, nodes))

@@ -3,20 +3,20 @@
 Rules:
 1. Identity, Dropout at inference, Cast to the type its input has, Transpose that keeps the order,
    and pooling with a 1x1 window disappear.
-2. Two nodes with the same operator, attributes and inputs become one.
+2. Two nodes with the same standard operator, attributes and inputs become one.
 3. What no output needs is dropped.
 """
 
 from __future__ import annotations
 
-import onnx
 import onnx_graphsurgeon as gs
+from onnx import helper
 
 from aff_deploy.passes.graph import is_absent, is_op, replace_uses, small_value
 
-# Each call of these gives something else.
+# Each call of these gives something else (Dropout where it is in training mode).
 NONDETERMINISTIC = frozenset(
-    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
 )
 
 
@@ -48,7 +48,7 @@ def _is_noop(node: gs.Node) -> bool:
         return is_absent(node.outputs, 1) and training is not None and not bool(training)
     if is_op(node, "Cast"):
         known = node.inputs[0].dtype
-        return known is not None and onnx.helper.np_dtype_to_tensor_dtype(known) == node.attrs["to"]
+        return known is not None and helper.np_dtype_to_tensor_dtype(known) == node.attrs["to"]
     if is_op(node, "Transpose"):
         order = node.attrs.get("perm")
         return order is not None and list(order) == sorted(order)
@@ -77,7 +77,8 @@ def _merge_repeated(graph: gs.Graph) -> int:
 
 def _key(node: gs.Node) -> tuple[object, ...] | None:
     """What makes two nodes the same, or None where they may not be merged."""
-    if len(node.outputs) != 1 or node.op in NONDETERMINISTIC or not node.inputs:
+    # What operators of other domains do, and local functions, is not known here.
+    if len(node.outputs) != 1 or node.op in NONDETERMINISTIC or not node.inputs or not is_op(node, node.op):
         return None
     attributes = []
     for name, value in sorted(node.attrs.items()):
@@ -85,4 +86,4 @@ def _key(node: gs.Node) -> tuple[object, ...] | None:
             return None
         attributes.append((name, repr(value)))
     inputs = tuple(None if tensor.is_empty() else id(tensor) for tensor in node.inputs)
-    return (node.op, node.domain or "", tuple(attributes), inputs)
+    return (node.op, tuple(attributes), inputs)

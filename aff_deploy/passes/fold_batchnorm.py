@@ -47,14 +47,15 @@ class _Affine:
     key: tuple[int, ...]
 
 
-# Folded constants by what they were made from, so that sharing survives.
-_Folded = dict[tuple[object, ...], gs.Constant]
+# Folded constants by the identity of what they were made from, so that sharing survives; the weight is
+# kept beside them, or another tensor could be given its identity.
+_Folded = dict[tuple[object, ...], tuple[gs.Constant, gs.Constant]]
 
 
 def fold_batchnorm(graph: gs.Graph) -> int:
     """Apply the rules of this file; returns how many BatchNormalization nodes went."""
     outputs = output_names(graph)
-    taken = set(graph.tensors())
+    taken = set(graph.tensors()) | outputs
     folded: _Folded = {}
     count = 0
     for node in graph.nodes:
@@ -74,8 +75,9 @@ def _affine(node: gs.Node) -> _Affine | None:
     if not all(isinstance(tensor, gs.Constant) for tensor in node.inputs[1:5]):
         return None
     gamma, beta, mean, var = (np.asarray(tensor.values, dtype=np.float64) for tensor in node.inputs[1:5])
-    scale = gamma / np.sqrt(var + node.attrs.get("epsilon", DEFAULT_EPSILON))
-    shift = beta - mean * scale
+    with np.errstate(all="ignore"):
+        scale = gamma / np.sqrt(var + node.attrs.get("epsilon", DEFAULT_EPSILON))
+        shift = beta - mean * scale
     if not (np.all(np.isfinite(scale)) and np.all(np.isfinite(shift))):
         return None
     return _Affine(scale, shift, tuple(id(tensor) for tensor in node.inputs[1:5]))
@@ -98,30 +100,38 @@ def _fold_back(
         return False
     if bias is not None and not (isinstance(bias, gs.Constant) and _is_row(bias, channels)):
         return False
+    values = np.asarray(weight.values)
+    grouped = values.reshape(groups, values.shape[0] // groups, *values.shape[1:])
+    along = np.ones(grouped.ndim, dtype=int)
+    along[[0, axis + 1]] = (groups, channels // groups) if axis else (1, channels)
+    scaled = _rounded((grouped * affine.scale.reshape(along)).reshape(values.shape), values.dtype)
+    beta = linear.attrs.get("beta", 1.0)
+    old = 0.0 if bias is None else beta * np.asarray(bias.values, dtype=np.float64).reshape(-1)
+    shifted = _rounded(old * affine.scale + affine.shift, values.dtype)
+    if scaled is None or shifted is None:
+        return False
     if not replace_uses(graph, node.outputs[0], node.inputs[0]):
         return False
     node.outputs = []
-
+    bias_name = bias.name if bias is not None else f"{weight.name}_bias"
     key = (id(weight), axis, *affine.key)
+    bias_key = (id(weight), id(bias), beta, *affine.key)
     if key not in folded:
-        values = np.asarray(weight.values)
-        grouped = values.reshape(groups, values.shape[0] // groups, *values.shape[1:])
-        along = np.ones(grouped.ndim, dtype=int)
-        along[[0, axis + 1]] = (groups, channels // groups) if axis else (1, channels)
-        scaled = (grouped * affine.scale.reshape(along)).reshape(values.shape)
-        folded[key] = _constant(weight.name, scaled, values.dtype, weight, taken)
-
-    bias_key = (id(bias), "bias", *affine.key)
+        folded[key] = _constant(weight.name, scaled, weight, outputs, taken), weight
     if bias_key not in folded:
-        beta = linear.attrs.get("beta", 1.0)
-        old = 0.0 if bias is None else beta * np.asarray(bias.values, dtype=np.float64).reshape(-1)
-        name = bias.name if bias is not None else f"{weight.name}_bias"
-        folded[bias_key] = _constant(name, old * affine.scale + affine.shift, folded[key].dtype, bias, taken)
-    linear.inputs = [linear.inputs[0], folded[key], folded[bias_key]]
+        folded[bias_key] = _constant(bias_name, shifted, bias, outputs, taken), weight
+    linear.inputs = [linear.inputs[0], folded[key][0], folded[bias_key][0]]
     linear.attrs.pop("beta", None)
     if is_op(linear, "MatMul"):
         linear.op = "Gemm"
     return True
+
+
+def _rounded(values: Array, dtype: np.dtype[Any]) -> Array | None:
+    """Float64 values in another type; None where they do not fit."""
+    with np.errstate(over="ignore"):
+        rounded = np.ascontiguousarray(values, dtype=dtype)
+    return rounded if np.all(np.isfinite(rounded)) else None
 
 
 # The weight axis that is the output channel (per group, for ConvTranspose).
@@ -133,12 +143,12 @@ def _is_row(bias: gs.Constant, channels: int) -> bool:
     return list(bias.shape[-1:]) == [channels] and all(dim == 1 for dim in bias.shape[:-1])
 
 
-def _constant(name: str, values: Array, dtype: np.dtype[Any], replaced: gs.Constant | None, taken: set[str]) -> gs.Constant:
-    """A constant of the given dtype under the name of the one it replaces, if nobody else reads that."""
-    if replaced is not None and len(replaced.outputs) == 1:
+def _constant(name: str, values: Array, replaced: gs.Constant | None, outputs: frozenset[str], taken: set[str]) -> gs.Constant:
+    """A constant under the name of the one it replaces, if nobody else reads that."""
+    if replaced is not None and len(replaced.outputs) == 1 and name not in outputs:
         replaced.name = fresh_name(f"{name}_unfolded", taken)
         taken.discard(name)
-    return gs.Constant(fresh_name(name, taken), np.ascontiguousarray(values, dtype=dtype))
+    return gs.Constant(fresh_name(name, taken), values)
 
 
 def _fold_forward(node: gs.Node, affine: _Affine, outputs: frozenset[str], taken: set[str]) -> bool:
@@ -162,9 +172,12 @@ def _fold_forward(node: gs.Node, affine: _Affine, outputs: frozenset[str], taken
     scale = per_output * affine.scale.reshape(groups, -1)[own].reshape(per_output.shape)
     shift = per_output * affine.shift.reshape(groups, -1)[own].reshape(per_output.shape)
     old = 0.0 if bias is None else np.asarray(bias.values, dtype=np.float64)
-    new_bias = old + (values * shift).sum(axis=tuple(range(1, values.ndim)))
-    weight_new = _constant(weight.name, values * scale, values.dtype, weight, taken)
+    new_weight = _rounded(values * scale, values.dtype)
+    new_bias = _rounded(old + (values * shift).sum(axis=tuple(range(1, values.ndim))), values.dtype)
+    if new_weight is None or new_bias is None:
+        return False
     bias_name = bias.name if bias is not None else f"{weight.name}_bias"
-    conv.inputs = [node.inputs[0], weight_new, _constant(bias_name, new_bias, values.dtype, bias, taken)]
+    weight_made = _constant(weight.name, new_weight, weight, outputs, taken)
+    conv.inputs = [node.inputs[0], weight_made, _constant(bias_name, new_bias, bias, outputs, taken)]
     node.outputs = []
     return True

@@ -14,15 +14,21 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx.reference import ReferenceEvaluator
-from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from aff_deploy.passes.cleanup import NONDETERMINISTIC
+from aff_deploy.passes.convert import export_node
 from aff_deploy.passes.graph import Array, is_op, output_names, small_value
 
 LARGEST_RESULT = 65536
 
-# Operators whose result's size is a value they are given.
-_SIZED_BY_VALUE = frozenset({"ConstantOfShape", "Expand", "Tile", "Range", "Resize", "OneHot", "Pad"})
+# Operators whose result, or the work for it, is as large as a value or attribute says. Those that shape
+# arithmetic is made of are measured first, the others left to the runtime.
+_SHAPE_IS_VALUE = {"ConstantOfShape": 0, "Expand": 1}
+_SIZED_BY_VALUE = frozenset({
+    "AffineGrid", "AveragePool", "BlackmanWindow", "CenterCropPad", "Col2Im", "Conv", "ConvInteger", "ConvTranspose", "DFT",
+    "DeformConv", "Einsum", "GridSample", "HammingWindow", "HannWindow", "LpPool", "MaxPool", "MaxRoiPool", "MaxUnpool",
+    "MelWeightMatrix", "OneHot", "Pad", "QLinearConv", "Resize", "RoiAlign", "STFT", "Tile", "Unique", "Upsample",
+})  # fmt: skip
 
 # A quantised weight is meant to stay one; a loop may cost anything.
 _NEVER = NONDETERMINISTIC | {"DequantizeLinear", "QuantizeLinear", "If", "Loop", "Scan", "Constant", "BatchNormalization"}
@@ -80,18 +86,32 @@ def _static_shape_value(node: gs.Node) -> Array | None:
 
 def _evaluate(node: gs.Node, inputs: dict[str, Array], opset: int) -> Array | None:
     """The node's output by onnx's reference implementation; None where it has none, or is too large."""
-    sizes = [np.prod(np.abs(value.astype(np.float64))) for value in inputs.values() if value.dtype.kind in "fiu"]
-    if node.op in _SIZED_BY_VALUE and max(sizes, default=0) > LARGEST_RESULT:
+    if node.op in _SIZED_BY_VALUE or _elements(node, list(inputs.values())) > LARGEST_RESULT:
         return None
     values = [
         onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
         for name, value in inputs.items()
     ]
     result = onnx.helper.make_empty_tensor_value_info(node.outputs[0].name)
-    graph = onnx.helper.make_graph([OnnxExporter.export_node(node)], "constant", values, [result])
+    graph = onnx.helper.make_graph([export_node(node)], "constant", values, [result])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     try:
-        (value,) = ReferenceEvaluator(model).run(None, inputs)
+        with np.errstate(all="ignore"):
+            (value,) = ReferenceEvaluator(model).run(None, inputs)
     except Exception:  # whatever the reference implementation cannot do is left for the runtime
         return None
-    return value if isinstance(value, np.ndarray) and value.size <= LARGEST_RESULT else None
+    if not isinstance(value, np.ndarray) or value.size > LARGEST_RESULT:
+        return None
+    # numpy promotes types more freely than ONNX does.
+    return value if node.outputs[0].dtype in (None, value.dtype) else None
+
+
+def _elements(node: gs.Node, values: list[Array]) -> float:
+    """How many elements a result will have at most, where a value says so; else 0."""
+    if node.op in _SHAPE_IS_VALUE and len(values) > _SHAPE_IS_VALUE[node.op]:
+        shape = values[_SHAPE_IS_VALUE[node.op]].astype(np.float64)
+        return float(np.prod(np.maximum(np.abs(shape), 1.0))) * max(value.size for value in values)
+    if node.op == "Range" and len(values) == 3:
+        start, limit, delta = (float(value.reshape(-1)[0]) for value in values)
+        return abs(limit - start) / abs(delta) if delta else float("inf")
+    return 0.0

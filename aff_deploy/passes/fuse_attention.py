@@ -13,13 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from aff_deploy.ops import DOMAIN, Variant
-from aff_deploy.passes.branch import Linear
+from aff_deploy.ops import DOMAIN, TAKES_ALPHA, Variant
+from aff_deploy.passes.branch import Branch
 from aff_deploy.passes.graph import Array, fresh_name
+from aff_deploy.passes.linear import Linear
 from aff_deploy.passes.logits import Term
 from aff_deploy.passes.match import Site, find_sites
 
@@ -56,7 +58,7 @@ def fuse_attention(graph: gs.Graph) -> int:
 
 def _site_name(site: Site) -> str:
     """The module path that the branches' weights share, as ``layer3.0.attention``; else that of the gate."""
-    names = [linear.weight.name for term in site.terms for linear in (term.branch.first, term.branch.second)]
+    names = [linear.weight.constant.name for term in site.terms for linear in (term.branch.first, term.branch.second)]
     paths = [name.split(".")[:-1] for name in names]
     path = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))]
     if len(site.terms) == 1 and len(path) > 1:
@@ -77,24 +79,23 @@ def _scope(node_name: str) -> str:
 def _replace(graph: gs.Graph, site: Site, weights: _Weights, name: str) -> None:
     branches = tuple(term.branch.kind for term in site.terms)
     activation = site.terms[0].branch.activation
-    variant = Variant(site.context, site.y is not None, branches, activation)
+    variant = Variant(site.context, site.y is not None, branches, activation.name)
     tensors = [site.x] + ([] if site.y is None else [site.y]) + ([site.a] if site.context == "explicit" else [])
     for i, term in enumerate(site.terms):
-        shift = site.logit_shift if i == 0 else 0.0
-        tensors += weights.of(term, site.context_factor, shift)
+        tensors += weights.of(term, site, shift=site.logit_shift if i == 0 else 0.0)
     attributes = {
         "site": name,
         "context": _context_word(site),
         "branches": list(branches),
-        "activation": activation,
+        "activation": activation.name,
         "scale": float(site.scale),
         "channels": site.terms[0].branch.second.channels_out,
         "inter_channels": site.terms[0].branch.first.channels_out,
         "plugin_namespace": DOMAIN,
         "plugin_version": PLUGIN_VERSION,
     }
-    if activation == "LeakyRelu":
-        attributes["alpha"] = site.terms[0].branch.alpha
+    if activation.name in TAKES_ALPHA:
+        attributes["alpha"] = activation.alpha
     site.output.inputs.clear()
     graph.nodes.append(gs.Node(variant.op_type, name, attributes, tensors, [site.output], domain=DOMAIN))
 
@@ -115,33 +116,40 @@ class _Weights:
     taken: set[str]
     made: dict[tuple[object, ...], gs.Constant]
 
-    def of(self, term: Term, context_factor: float, shift: float) -> list[gs.Tensor]:
-        first, second = term.branch.first, term.branch.second
-        return [
-            self._weight(first, context_factor),
-            self._bias(first, 1.0, 0.0),
-            self._weight(second, term.factor),
-            self._bias(second, term.factor, shift),
-        ]
+    def of(self, term: Term, site: Site, *, shift: float) -> list[gs.Tensor]:
+        """w1, b1, w2, b2 and, for PRelu, the slopes of a branch."""
+        branch = term.branch
+        made = [*self._linear(branch.first, site, site.context_factor, 1.0, 0.0)]
+        made += self._linear(branch.second, site, term.factor, term.factor, shift)
+        if branch.activation.slope is not None:
+            made.append(self._slope(branch, site))
+        return made
 
-    def _weight(self, linear: Linear, factor: float) -> gs.Tensor:
-        if factor == 1.0:
-            return linear.weight
-        key = (id(linear.weight), factor)
-        return self._make(key, linear.weight.name, linear, lambda: np.asarray(linear.weight.values, np.float64) * factor)
+    def _linear(self, linear: Linear, site: Site, factor: float, bias_factor: float, shift: float) -> list[gs.Tensor]:
+        matrix, bias = linear.constant_weight, linear.constant_bias
+        dtype = site.x.dtype
+        if factor != 1.0 or matrix is None or matrix.dtype != dtype:
+            shape = (linear.channels_out, linear.channels_in, *[1] * (len(site.x.shape) - 2))
+            key = (linear.key, "w", factor, len(shape), str(dtype))
+            matrix = self._make(
+                key, linear.weight.constant.name, dtype, lambda: (linear.matrix_and_bias()[0] * factor).reshape(shape)
+            )
+        if bias_factor != 1.0 or shift != 0.0 or bias is None or bias.dtype != dtype:
+            name = f"{linear.weight.constant.name}_bias" if linear.bias is None else linear.bias.constant.name
+            bias_key = (linear.key, "b", bias_factor, shift, str(dtype))
+            bias = self._make(bias_key, name, dtype, lambda: linear.matrix_and_bias()[1] * bias_factor + shift)
+        return [matrix, bias]
 
-    def _bias(self, linear: Linear, factor: float, shift: float) -> gs.Tensor:
-        if linear.bias is not None and factor == 1.0 and shift == 0.0:
-            return linear.bias
+    def _slope(self, branch: Branch, site: Site) -> gs.Tensor:
+        slope = branch.activation.slope
+        assert slope is not None
+        shape = (branch.first.channels_out, *[1] * (len(site.x.shape) - 2))
+        key = (slope.key, "slope", shape, str(site.x.dtype))
+        return self._make(
+            key, slope.constant.name, site.x.dtype, lambda: np.broadcast_to(slope.values().reshape(-1), shape[0]).reshape(shape)
+        )
 
-        def values() -> Array:
-            old = np.zeros(linear.channels_out) if linear.bias is None else np.asarray(linear.bias.values, np.float64)
-            return old * factor + shift
-
-        name = f"{linear.weight.name}_bias" if linear.bias is None else linear.bias.name
-        return self._make((id(linear.weight), id(linear.bias), factor, shift), name, linear, values)
-
-    def _make(self, key: tuple[object, ...], name: str, like: Linear, values: Callable[[], Array]) -> gs.Constant:
+    def _make(self, key: tuple[object, ...], name: str, dtype: np.dtype[Any], values: Callable[[], Array]) -> gs.Constant:
         if key not in self.made:
-            self.made[key] = gs.Constant(fresh_name(name, self.taken), values().astype(like.weight.dtype))
+            self.made[key] = gs.Constant(fresh_name(name, self.taken), np.ascontiguousarray(values().astype(dtype)))
         return self.made[key]

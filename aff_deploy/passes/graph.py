@@ -7,40 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
-from onnx_graphsurgeon.logger import G_LOGGER
-
-from aff_deploy.onnx_file import infer_types, static_shape
 
 Array = NDArray[Any]
 
-# graphsurgeon prints its warnings to stdout, where a JSON document may be on its way.
-G_LOGGER.severity = G_LOGGER.ERROR
-
 STANDARD_DOMAINS = (None, "", "ai.onnx")
-
-
-def import_graph(model: onnx.ModelProto) -> gs.Graph:
-    """The main graph of `model`, with inferred types and shapes on its tensors.
-
-    Weights stay in `model`, unread, until a pass changes them. Local functions are left out: they
-    are carried over untouched.
-    """
-    opset = OnnxImporter.get_opset(model)
-    graph = OnnxImporter.import_graph(model.graph, opset=opset, import_domains=model.opset_import)
-    types = infer_types(model)
-    for name, tensor in graph.tensors().items():
-        if isinstance(tensor, gs.Variable) and name in types:
-            inferred = types[name]
-            if tensor.dtype is None and inferred.elem_type:
-                tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(inferred.elem_type)
-            shape = static_shape(inferred)
-            if shape is not None and (tensor.shape is None or None in tensor.shape):
-                tensor.shape = shape
-    return graph
 
 
 def is_op(node: gs.Node | None, *ops: str) -> bool:
@@ -59,7 +31,8 @@ def is_absent(tensors: Sequence[gs.Tensor], index: int) -> bool:
 
 
 def output_names(graph: gs.Graph) -> frozenset[str]:
-    return frozenset(tensor.name for tensor in graph.outputs)
+    """Names that must stay: those of the graph's outputs, and of what nested graphs read."""
+    return frozenset(tensor.name for tensor in graph.outputs) | getattr(graph, "captured", frozenset())
 
 
 def consumers(tensor: gs.Tensor) -> Iterator[gs.Node]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import onnx_graphsurgeon as gs
 
 from aff_deploy.passes.algebra import ARITHMETIC, MAX_NODES, ONE, Polynomial, combine, leaf, scalar
 from aff_deploy.passes.branch import Branch, Refused, read_branch
 from aff_deploy.passes.graph import is_op, producer
+from aff_deploy.passes.linear import read_affine
 
 
 @dataclass(frozen=True)
@@ -21,45 +24,50 @@ class Term:
 
 @dataclass(frozen=True)
 class Logits:
-    """Branches with factors, a constant shift, and the nodes that add them up."""
+    """Branches of one source with their factors, local first, a constant shift, and the nodes that add them up."""
 
     terms: tuple[Term, ...]
     shift: float
     nodes: tuple[gs.Node, ...]
 
 
-def read_logits(z: gs.Tensor) -> Logits:
+def read_logits(z: gs.Tensor) -> list[Logits]:
+    """Every way to read `z` as a sum of one local and one global branch, or one of them.
+
+    Raises:
+        Refused: there is none, and why.
+    """
     nodes: list[gs.Node] = []
     tensors: dict[str, gs.Tensor] = {}
     polynomial = _expand_sum(z, nodes, tensors)
-    product = next((monomial for monomial in polynomial if len(monomial) > 1), None)
-    if product is not None:
-        near = any(_is_branch(tensors[name]) for name in product)
+    many = next((monomial for monomial in polynomial if len(monomial) > 1), None)
+    if many is not None:
+        near = any(not isinstance(_branches_or_reason(tensors[name]), Refused) for name in many)
         raise Refused("the branches are multiplied; the operator adds them", near=near)
-    found = [(tensors[name[0]], factor) for name, factor in polynomial.items() if name != ONE]
-    branches = [_branch_or_reason(tensor) for tensor, _ in found]
-    good = [branch for branch in branches if isinstance(branch, Branch)]
-    bad = [branch for branch in branches if isinstance(branch, Refused)]
-    if bad:
+    found = {name[0]: factor for name, factor in polynomial.items() if name != ONE}
+    read = [_branches_or_reason(tensors[name]) for name in found]
+    good = [branches for branches in read if not isinstance(branches, Refused)]
+    bad = [refusal for refusal in read if isinstance(refusal, Refused)]
+    if bad or not good:
         # A gate with no branch at all is somebody else's sigmoid.
-        raise Refused(bad[0].reason, near=bool(good))
-    if not good:
-        raise Refused("the logits are constant", near=False)
-    terms = sorted((Term(b, f) for b, (_, f) in zip(good, found, strict=True)), key=lambda t: t.branch.kind, reverse=True)
-    if len(terms) > 2:
-        raise Refused(f"the logits are a sum of {len(terms)} branches; the operator has one local and one global")
-    _require_agreement(terms)
-    kinds = [term.branch.kind for term in terms]
-    if len(set(kinds)) < len(kinds):
-        why = "neither is pooled" if kinds[0] == "local" else "both are pooled"
-        raise Refused(f"both branches are {kinds[0]} ({why}); the operator has one local and one global branch")
-    return Logits(tuple(terms), polynomial.get(ONE, 0.0), tuple(nodes))
+        raise Refused(bad[0].reason if bad else "the logits are constant", near=bool(good))
+    if len(good) > 2:
+        raise Refused(f"the logits are a sum of {len(good)} branches; the operator has one local and one global")
+    combinations = [[Term(b, f) for b, f in zip(chosen, found.values(), strict=True)] for chosen in product(*good)]
+    reasons = [_disagreement([term.branch for term in terms]) for terms in combinations]
+    fitting = [terms for terms, reason in zip(combinations, reasons, strict=True) if not reason]
+    if not fitting:
+        # The last combination has the farthest sources, and with them the fewest differences.
+        raise Refused(reasons[-1])
+    shift = polynomial.get(ONE, 0.0)
+    return [Logits(tuple(sorted(t, key=lambda term: term.branch.kind, reverse=True)), shift, tuple(nodes)) for t in fitting]
 
 
 def _expand_sum(tensor: gs.Tensor, nodes: list[gs.Node], tensors: dict[str, gs.Tensor]) -> Polynomial:
-    """`tensor` expanded through arithmetic down to what arithmetic does not make."""
+    """`tensor` expanded through arithmetic down to what arithmetic, or a bias added to it, does not make."""
     node = producer(tensor)
-    if node is not None and is_op(node, *ARITHMETIC) and scalar(tensor) is None and len(nodes) < MAX_NODES:
+    affine = node is not None and _is_vector_step(node)
+    if node is not None and is_op(node, *ARITHMETIC) and not affine and scalar(tensor) is None and len(nodes) < MAX_NODES:
         mine: list[gs.Node] = [node]
         inner: dict[str, gs.Tensor] = {}
         polynomial = combine(node, lambda t: _expand_sum(t, mine, inner))
@@ -71,25 +79,31 @@ def _expand_sum(tensor: gs.Tensor, nodes: list[gs.Node], tensors: dict[str, gs.T
     return leaf(tensor)
 
 
-def _branch_or_reason(tensor: gs.Tensor) -> Branch | Refused:
+def _is_vector_step(node: gs.Node) -> bool:
+    """Whether a node adds or multiplies by a vector, which belongs to the linear map before it."""
+    step = read_affine(node)
+    return step is not None and any(dim != 1 for dim in step[1].shape)
+
+
+def _branches_or_reason(tensor: gs.Tensor) -> tuple[Branch, ...] | Refused:
     try:
         return read_branch(tensor)
     except Refused as refusal:
         return refusal
 
 
-def _is_branch(tensor: gs.Tensor) -> bool:
-    return isinstance(_branch_or_reason(tensor), Branch)
-
-
-def _require_agreement(terms: list[Term]) -> None:
-    first = terms[0].branch
-    for term in terms[1:]:
-        branch = term.branch
-        if branch.source is not first.source:
-            sources = f"one branch reads {first.source.name!r}, the other {branch.source.name!r}"
-            raise Refused(f"{sources}; both must read the same tensor")
-        if (branch.activation, branch.alpha) != (first.activation, first.alpha):
-            raise Refused(f"the branches have different activations, {first.activation} and {branch.activation}")
-        if branch.second.channels_out != first.second.channels_out:
-            raise Refused("the branches have different numbers of output channels")
+def _disagreement(branches: Sequence[Branch]) -> str:
+    """Why two branches do not belong to one fusion; empty if they do."""
+    if len(branches) == 1:
+        return ""
+    one, other = branches
+    if one.source is not other.source:
+        return f"one branch reads {one.source.name!r}, the other {other.source.name!r}; both must read the same tensor"
+    if one.kind == other.kind:
+        why = "neither is pooled" if one.kind == "local" else "both are pooled"
+        return f"both branches are {one.kind} ({why}); the operator has one local and one global branch"
+    if (one.activation.name, one.activation.alpha) != (other.activation.name, other.activation.alpha):
+        return f"the branches have different activations, {one.activation.name} and {other.activation.name}"
+    if one.second.channels_out != other.second.channels_out:
+        return "the branches have different numbers of output channels"
+    return ""

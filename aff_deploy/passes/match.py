@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 
 import onnx_graphsurgeon as gs
 
 from aff_deploy.ops.operator import Context
-from aff_deploy.passes.algebra import ARITHMETIC, Polynomial, combine, leaf, scalar
+from aff_deploy.passes.algebra import polynomial_in
 from aff_deploy.passes.blend import Blend, nodes_between, read_blends
 from aff_deploy.passes.branch import Refused
 from aff_deploy.passes.graph import is_op, output_names, producer
@@ -70,16 +71,16 @@ def find_sites(graph: gs.Graph) -> Iterator[Site | tuple[gs.Node, str]]:
 def _read_site(gate: gs.Node, order: Mapping[int, int], outputs: frozenset[str]) -> Site:
     blends = read_blends(gate.outputs[0], order)
     try:
-        logits = read_logits(gate.inputs[0])
+        readings = read_logits(gate.inputs[0])
     except Refused as refusal:
         # A full blend is rare enough outside the family that its owner will want to know.
-        raise Refused(refusal.reason, near=refusal.near or any(readings[0].y is not None for readings in blends)) from None
+        raise Refused(refusal.reason, near=refusal.near or any(ways[0].y is not None for ways in blends)) from None
     if not blends:
         raise Refused("what is done with the gate is neither x*w + y*(1-w) nor x*w")
     reasons: list[Refused] = []
-    for readings in blends:
+    for ways in blends:
         sites: list[Site] = []
-        for blend in readings:
+        for logits, blend in product(readings, ways):
             try:
                 sites.append(_assemble(gate, logits, blend, outputs))
             except Refused as refusal:
@@ -129,21 +130,10 @@ def _read_context(a: gs.Tensor, blend: Blend) -> tuple[Context, float, list[gs.N
     if node is not None and is_op(node, "Add", "Sum", "Mul", "Div"):
         nodes: list[gs.Node] = []
         ends = {blend.x.name, blend.y.name}
-        polynomial = _expand_to(a, ends, nodes)
+        polynomial = polynomial_in(a, ends, nodes)
         if polynomial is not None and set(polynomial) == {(name,) for name in ends} and len(set(polynomial.values())) == 1:
             return "sum", next(iter(polynomial.values())), nodes
     return "explicit", 1.0, []
-
-
-def _expand_to(tensor: gs.Tensor, ends: set[str], nodes: list[gs.Node]) -> Polynomial | None:
-    """`tensor` as a polynomial of the tensors named in `ends`; None if it needs others."""
-    if tensor.name in ends or scalar(tensor) is not None:
-        return leaf(tensor)
-    node = producer(tensor)
-    if node is None or not is_op(node, *ARITHMETIC) or len(nodes) > 8:
-        return None
-    nodes.append(node)
-    return combine(node, lambda t: _expand_to(t, ends, nodes))
 
 
 def _require_private(nodes: Mapping[int, gs.Node], output: gs.Tensor, outputs: frozenset[str]) -> None:
@@ -161,17 +151,14 @@ def _require_private(nodes: Mapping[int, gs.Node], output: gs.Tensor, outputs: f
 
 def _require_shapes(terms: tuple[Term, ...], blend: Blend, a: gs.Tensor) -> None:
     """The operator does not broadcast: x, y, a and the output have one shape, but for a's channels."""
-    second = terms[0].branch.second
+    channels = terms[0].branch.second.channels_out
     whole = [tensor for tensor in (blend.x, blend.y, blend.output) if tensor is not None]
     for tensor in (*whole, a):
-        if tensor.shape is None or len(tensor.shape) != len(second.weight.shape):
-            raise Refused(f"the shape of {tensor.name!r} is {tensor.shape}, not that of the convolutions' input")
+        if tensor.shape is None or len(tensor.shape) != len(blend.x.shape or ()):
+            raise Refused(f"the shape of {tensor.name!r} is {tensor.shape}, that of {blend.x.name!r} is {blend.x.shape}")
         for axis, (mine, other) in enumerate(zip(tensor.shape, blend.x.shape, strict=True)):
             if axis != 1 and isinstance(mine, int) and isinstance(other, int) and mine != other:
                 raise Refused(f"{tensor.name!r} and {blend.x.name!r} have different sizes {mine} and {other} on axis {axis}")
     for tensor in whole:
-        if tensor.shape[1] != second.channels_out:
-            raise Refused(f"{tensor.name!r} has {tensor.shape[1]} channels, the attention {second.channels_out}")
-    for term in terms:
-        if term.branch.first.channels_in != a.shape[1]:
-            raise Refused(f"the attention reads {term.branch.first.channels_in} channels, {a.name!r} has {a.shape[1]}")
+        if tensor.shape[1] != channels:
+            raise Refused(f"{tensor.name!r} has {tensor.shape[1]} channels, the attention {channels}")

@@ -31,10 +31,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         with open(path, "rb") as file:
             text = file.read(MAX_FILE_BYTES + 1)
         if len(text) > MAX_FILE_BYTES:
-            raise RecipeError(f"{path} is larger than {MAX_FILE_BYTES} bytes", fix="a recipe names its data, it does not hold it")
+            raise RecipeError(f"{path} is larger than {MAX_FILE_BYTES} bytes", fix="name data, do not hold it")
         return tomllib.loads(text.decode("utf-8"))
     except FileNotFoundError:
-        raise RecipeError(f"no recipe at {path}", fix="give the path of a recipe.toml or the name of a bundled recipe") from None
+        raise RecipeError(f"no recipe at {path}", fix="give the path of a recipe.toml, or a bundled name") from None
     except OSError as error:
         raise RecipeError(f"cannot read {path}: {error.strerror}", fix="give the path of a readable recipe.toml") from None
     except UnicodeDecodeError:

@@ -57,12 +57,13 @@ class Preprocessing:
         shape = (-1, *[1] * (data.ndim - 2)) if data.ndim > 1 else (-1,)
         mean, std = (np.asarray(values, dtype=np.float32).reshape(shape) for values in (self.mean, self.std))
         try:
-            return np.ascontiguousarray((data.astype(np.float32) * np.float32(self.scale) - mean) / std).astype(dtype, copy=False)
+            ready = (data.astype(np.float32) * np.float32(self.scale) - mean) / std
         except ValueError:
             raise DataError(
-                f"preprocessing has {len(self.mean)} means and {len(self.std)} stds, which do not fit data of shape {raw.shape}",
+                f"preprocessing has {len(self.mean)} means and {len(self.std)} stds, not what data of shape {raw.shape} needs",
                 fix="give one value, or one per channel (check 'layout')",
             ) from None
+        return np.ascontiguousarray(ready).astype(dtype, copy=False)
 
 
 @dataclass(frozen=True)

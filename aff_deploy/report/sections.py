@@ -115,9 +115,10 @@ def operators(manifest: Mapping[str, Any]) -> Html:
 
     def bars(op: str) -> Html:
         counts = ((before.get(op, 0), "bar"), (after.get(op, 0), "bar after"))
-        return tag("span", *(tag("span", class_=kind, style=f"width: {100 * n / most:.1f}%") for n, kind in counts if n), class_="bars")
+        drawn = (tag("span", class_=kind, style=f"width: {100 * n / most:.1f}%") for n, kind in counts if n)
+        return tag("span", *drawn, class_="bars")
 
-    rows = [(code(op), before.get(op, 0), after.get(op, 0), bars(op)) for op in names]
+    rows: list[tuple[object, ...]] = [(code(op), before.get(op, 0), after.get(op, 0), bars(op)) for op in names]
     rows.append((tag("b", "All"), manifest["nodes"]["before"], manifest["nodes"]["after"], ""))
     note = tag("p", "Counted in the exported file (pale bar) and in the optimised one (strong bar); a fused site counts once.")
     return section("Operators", note, table(["Operator", "Before", "After", ""], rows, numbers=(1, 2)))
@@ -158,8 +159,8 @@ def parity(manifest: Mapping[str, Any]) -> Html:
         tag(
             "p",
             f"Against eager PyTorch in eval mode, on {sources}. An output passes when its largest difference is at most "
-            f"{tolerance['atol']:g} + {tolerance['rtol']:g} × scale and its cosine similarity at least {tolerance['min_cosine']:g}; "
-            "the scale is the largest magnitude in PyTorch's output.",
+            f"{tolerance['atol']:g} + {tolerance['rtol']:g} of the scale and its cosine similarity at least "
+            f"{tolerance['min_cosine']:g}; the scale is the largest magnitude in PyTorch's output.",
             class_="soft",
         )
     )

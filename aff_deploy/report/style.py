@@ -4,7 +4,8 @@ CSS = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1b2028; --soft: #5a6472; --line: #dde1e7;
   --accent: #2557c7; --bar: #b9cbf3; --good: #146c3f; --good-bg: #e3f4ea; --bad: #a3201d; --bad-bg: #fce8e7; }
 @media (prefers-color-scheme: dark) { :root { --page: #13161b; --card: #1b1f26; --ink: #e4e8ee; --soft: #9aa5b4;
-  --line: #303742; --accent: #8fb1ff; --bar: #34496f; --good: #7fdca6; --good-bg: #17352a; --bad: #ff9c96; --bad-bg: #431f20; } }
+  --line: #303742; --accent: #8fb1ff; --bar: #34496f; --good: #7fdca6; --good-bg: #17352a; --bad: #ff9c96;
+  --bad-bg: #431f20; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, "Segoe UI", Roboto, sans-serif; }
 main { max-width: 62rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
@@ -35,6 +36,7 @@ code { font: .88em ui-monospace, "Cascadia Mono", Menlo, Consolas, monospace; ov
 th.number + th:not(.number), td.number + td:not(.number) { padding-left: 1rem; }
 footer { color: var(--soft); font-size: .88rem; margin-top: 1.5rem; }
 @media (max-width: 40rem) { main { padding: 1.25rem .75rem 3rem; } section { padding: 1rem .9rem; }
-  dl div { grid-template-columns: 1fr; gap: 0; } .bars { width: 6rem; } .cards { grid-template-columns: 1fr 1fr; } .card b { font-size: 1.2rem; } }
+  dl div { grid-template-columns: 1fr; gap: 0; } .bars { width: 6rem; }
+  .cards { grid-template-columns: 1fr 1fr; } .card b { font-size: 1.2rem; } }
 @media print { body { background: #fff; } section, .card { break-inside: avoid; } }
 """

@@ -48,7 +48,13 @@ print(json.dumps(results))
 def run_all(folder: Path, lines: Sequence[Sequence[str]]) -> list[subprocess.CompletedProcess[str]]:
     """Several command lines one after the other in one process, so that torch is imported once."""
     ran = subprocess.run(
-        [sys.executable, "-c", DRIVER], input=json.dumps(lines), cwd=folder, capture_output=True, text=True, timeout=300, check=True
+        [sys.executable, "-c", DRIVER],
+        input=json.dumps(lines),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
     )
     results = json.loads(ran.stdout)
     return [subprocess.CompletedProcess(words, *result) for words, result in zip(lines, results, strict=True)]

@@ -133,7 +133,8 @@ def test_weights_of_another_network(run: Run, tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     write_network(tmp_path)
-    save_file({"conv.weight": np.zeros((8, 4, 3, 3), np.float32), "extra.thing": np.zeros(2, np.float32)}, tmp_path / "w.safetensors")
+    tensors = {"conv.weight": np.zeros((8, 4, 3, 3), np.float32), "extra.thing": np.zeros(2, np.float32)}
+    save_file(tensors, tmp_path / "w.safetensors")
     line = error_line(run("export", "recipe.toml", "-o", "x.onnx", "--weights", "w.safetensors"), 3)
     assert "conv.bias" in line
     assert "extra.thing" in line

@@ -21,8 +21,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("house")
     write_network(folder)
     run = runner(folder)
-    words = ["export", "net.py:build", "-o", "raw.onnx", "--input", "image:1x4x6x6", "--dynamic", "image:0=batch", "--opset", "17"]
-    ran = run(*words, "--exporter", "torchscript")
+    shape = ("--input", "image:1x4x6x6", "--dynamic", "image:0=batch")
+    ran = run("export", "net.py:build", "-o", "raw.onnx", *shape, "--opset", "17", "--exporter", "torchscript")
     assert ran.returncode == 0, ran.stderr
     assert "image:batchx4x6x6:float32" in ran.stdout
     ran = run("optimize", "raw.onnx", "-o", "fused.onnx", "--verify", "--json")
@@ -51,7 +51,7 @@ def test_export_takes_settings_from_a_recipe_and_weights_from_a_file(house: Path
     from aff_deploy.nets.resolve import resolve_network
 
     state = resolve_network(f"{house}/net.py:build").module.state_dict()
-    torch.save({name: tensor * 0.5 if tensor.is_floating_point() else tensor for name, tensor in state.items()}, house / "half.pt")
+    torch.save({name: t * 0.5 if t.is_floating_point() else t for name, t in state.items()}, house / "half.pt")
     ran = here("export", "recipe.toml", "-o", "made/recipe.onnx", "--weights", "half.pt")
     assert ran.returncode == 0, ran.stderr
     assert "weights from half.pt" in ran.stdout

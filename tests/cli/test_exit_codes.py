@@ -27,7 +27,9 @@ WITHOUT = "import sys\nfor name in {names!r}: sys.modules[name] = None\nfrom aff
         (["onnxruntime"], ["optimize", "x.onnx", "-o", "y.onnx", "--verify"], "onnxruntime"),
     ],
 )
-def test_a_missing_package_is_exit_4_with_the_pip_line(names: list[str], words: list[str], missing: str, tmp_path: Path) -> None:
+def test_a_missing_package_is_exit_4_with_the_pip_line(
+    names: list[str], words: list[str], missing: str, tmp_path: Path
+) -> None:
     from tests.cli.test_bad_input import listing, save_model
 
     save_model(tmp_path / "x.onnx")
@@ -50,11 +52,7 @@ def test_optimize_and_inspect_need_neither_torch_nor_onnxruntime(tmp_path: Path)
 
 
 def test_a_bug_keeps_its_traceback_and_is_no_users_code() -> None:
-    code = (
-        "import aff_deploy.cli.doctor as d\n"
-        "d.diagnose = lambda: 1 / 0\n"
-        "from aff_deploy.cli import main\nmain(['doctor'])"
-    )
+    code = "import aff_deploy.cli.doctor as d\nd.diagnose = lambda: 1 / 0\nfrom aff_deploy.cli import main\nmain(['doctor'])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 70
     assert "ZeroDivisionError" in ran.stderr
@@ -86,7 +84,12 @@ def test_an_interruption_leaves_nothing(number: signal.Signals, words: list[str]
     )
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "aff_deploy", *words], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "aff_deploy", *words],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     for _ in range(600):
         if (tmp_path / "building").exists():

@@ -13,8 +13,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
 from aff_deploy.onnx_file import check_onnx
-from aff_deploy.passes import _export
-from aff_deploy.passes.graph import import_graph
+from aff_deploy.passes.convert import export_model, import_graph
 
 Array = NDArray[Any]
 
@@ -58,7 +57,7 @@ def apply_passes(model: onnx.ModelProto, *passes: Callable[[gs.Graph], int]) -> 
     before = model.SerializeToString(deterministic=True)
     graph = import_graph(model)
     count = sum(apply(graph) for apply in passes)
-    after = _export(graph, model)
+    after = export_model(graph, model)
     assert model.SerializeToString(deterministic=True) == before, "a pass changed the model it was given"
     check_onnx(after)
     return count, after
@@ -120,9 +119,7 @@ def assert_same(expected: Sequence[Array], actual: Sequence[Array]) -> None:
         assert float(np.max(error, initial=0.0)) <= TOLERANCE[one.dtype] * max(scale, 1e-3), "the outputs differ"
 
 
-def assert_parity(
-    before: onnx.ModelProto, after: onnx.ModelProto, *, reference: bool = True, **given: Array
-) -> None:
+def assert_parity(before: onnx.ModelProto, after: onnx.ModelProto, *, reference: bool = True, **given: Array) -> None:
     """`after` has the inputs and outputs of `before` and computes the same, in ONNX Runtime and in onnx's reference."""
     for mine, other in ((before.graph.input, after.graph.input), (before.graph.output, after.graph.output)):
         assert [value.name for value in mine] == [value.name for value in other]

@@ -147,7 +147,12 @@ def test_what_was_not_measured_is_said_to_be_so() -> None:
     manifest |= {"evaluation": None, "fusions": [], "rejected": []}
     manifest["network"]["weights"] = None
     page = Page(render_report(manifest))
-    for part in ("no evaluation data", "no attentional feature fusion was recognised", "not a trained network", "reduced exactly"):
+    for part in (
+        "no evaluation data",
+        "no attentional feature fusion was recognised",
+        "not a trained network",
+        "reduced exactly",
+    ):
         assert part in page.text
     manifest["evaluation"] = MANIFEST["evaluation"] | {
         "correct": {"pytorch": None, "file": None},

@@ -1,0 +1,163 @@
+"""The tensors of an ONNX model: found wherever they hide, and measured before they are believed."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, checker, helper
+
+from aff_deploy.errors import ModelError
+
+MAX_TENSOR_BYTES = 16 * 2**30
+MADE_WHERE = "export the model again, or check that the download is complete"
+
+
+def nested_graphs(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs in a node's attributes."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def iter_graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """`graph` and every graph nested in its nodes' attributes."""
+    yield graph
+    for node in graph.node:
+        for nested in nested_graphs(node):
+            yield from iter_graphs(nested)
+
+
+def iter_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        yield from _attribute_tensors(function.attribute_proto)
+        yield from _node_tensors(function.node)
+
+
+def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        yield from _attribute_tensors(node.attribute)
+        for graph in nested_graphs(node):
+            yield from _graph_tensors(graph)
+
+
+def _attribute_tensors(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]:
+    # By what is there, not by the type that the attribute claims: onnx loads external data likewise.
+    for attribute in attributes:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors) if attribute.HasField("sparse_tensor") else ():
+            yield from (sparse.values, sparse.indices)
+
+
+def tensor_bytes(tensor: TensorProto) -> int:
+    """Bytes of a tensor's elements by its dims and type, whatever the message itself holds."""
+    elements = int(math.prod(tensor.dims))
+    if tensor.data_type in _PER_BYTE:
+        return -(-elements // _PER_BYTE[tensor.data_type])
+    try:
+        return elements * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    except (KeyError, TypeError, ValueError):
+        return elements
+
+
+# Types with several elements in a byte.
+_PER_BYTE = {
+    getattr(TensorProto, name): count
+    for name, count in (("INT4", 2), ("UINT4", 2), ("FLOAT4E2M1", 2), ("INT2", 4), ("UINT2", 4))
+    if hasattr(TensorProto, name)
+}
+
+
+def read_tensors(model: ModelProto, path: Path) -> None:
+    """Hold every tensor of the model read from `path` against what it claims, and load external data.
+
+    Raises:
+        ModelError: naming the tensor.
+    """
+    for tensor in iter_tensors(model):
+        _check_tensor(tensor, path)
+    _load_external_data(model, path)
+
+
+def _load_external_data(model: ModelProto, path: Path) -> None:
+    if all(tensor.data_location != TensorProto.EXTERNAL for tensor in iter_tensors(model)):
+        return
+    try:
+        with warnings.catch_warnings():
+            # It warns of keys that it does not know and ignores.
+            warnings.simplefilter("ignore")
+            onnx.load_external_data_for_model(model, str(path.parent))
+    except (checker.ValidationError, ValueError, OSError) as error:
+        raise ModelError(f"{path}: external data cannot be read: {first_line(error)}", fix=MADE_WHERE) from None
+
+
+def _check_tensor(tensor: TensorProto, path: Path) -> None:
+    if any(dim < 0 for dim in tensor.dims) or tensor_bytes(tensor) > MAX_TENSOR_BYTES:
+        raise ModelError(f"{path}: tensor {tensor.name!r} claims the shape {list(tensor.dims)}", fix=MADE_WHERE)
+    if tensor.data_location == TensorProto.EXTERNAL:
+        _check_external(tensor, path)
+    elif (held := _held(tensor)) is not None and held[0] != held[1]:
+        raise ModelError(
+            f"{path}: tensor {tensor.name!r} of shape {list(tensor.dims)} holds {held[0]} {held[2]}, not {held[1]}",
+            fix=MADE_WHERE,
+        )
+
+
+def _held(tensor: TensorProto) -> tuple[int, int, str] | None:
+    """How much data a tensor's message holds, how much its shape and type want, and of what."""
+    if tensor.HasField("raw_data"):
+        return len(tensor.raw_data), tensor_bytes(tensor), "bytes"
+    try:
+        values = getattr(tensor, helper.tensor_dtype_to_field(tensor.data_type))
+    except (KeyError, AttributeError):
+        return None  # a type unknown here: the checker's business
+    if tensor.data_type in _PER_BYTE:
+        return len(values), tensor_bytes(tensor), "packed values"
+    parts = 2 if tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128) else 1
+    return len(values), parts * int(math.prod(tensor.dims)), "values"
+
+
+def _check_external(tensor: TensorProto, path: Path) -> None:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    folder = path.parent.resolve()
+    try:
+        target = (folder / location).resolve()
+        size = target.stat().st_size if target.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # a name no file can have, or links in a circle
+        target, size = folder / "unreadable", None
+    if not location or os.path.isabs(location) or not target.is_relative_to(folder):
+        raise ModelError(
+            f"{path}: tensor {tensor.name!r} keeps its data outside the model's folder, at {location!r}",
+            fix="move the data file beside the model and export again; paths out of the folder are refused",
+        )
+    if size is None:
+        raise ModelError(f"{path}: the external data file {location!r} is missing", fix="put it beside the model")
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", tensor_bytes(tensor)))
+    except ValueError:
+        raise ModelError(f"{path}: tensor {tensor.name!r} has a malformed external offset or length", fix=MADE_WHERE) from None
+    if offset < 0 or length != tensor_bytes(tensor) or offset + length > size:
+        raise ModelError(f"{path}: tensor {tensor.name!r} reaches beyond its data file {location!r}", fix=MADE_WHERE)
+    if "length" not in entries:
+        # Or everything to the end of the file would be read.
+        tensor.external_data.add(key="length", value=str(length))
+
+
+def first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

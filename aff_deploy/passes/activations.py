@@ -1,0 +1,115 @@
+"""The nonlinearity inside a branch, as one operator or spelled out in several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from aff_deploy.passes.algebra import add, combine, is_zero, leaf, polynomial_in
+from aff_deploy.passes.graph import is_absent, is_op, producer, uniform_value
+from aff_deploy.passes.linear import Weight, read_weight
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Which function, its parameter, the nodes that compute it, and the tensor it is of.
+
+    Attributes:
+        name: a name of `aff_deploy.ops.operator.ACTIVATIONS`.
+        alpha: the slope of LeakyRelu or Elu; 0 for the others.
+        slope: the learned slopes of PRelu, or None.
+    """
+
+    name: str
+    before: gs.Tensor
+    nodes: tuple[gs.Node, ...]
+    alpha: float = 0.0
+    slope: Weight | None = None
+
+
+_SIMPLE = ("Relu", "Tanh", "Sigmoid", "HardSwish", "Mish")
+
+
+def read_activation(tensor: gs.Tensor) -> Activation | None:
+    """The activation whose output is `tensor`, or None."""
+    node = producer(tensor)
+    if node is None:
+        return None
+    if is_op(node, *_SIMPLE):
+        return Activation(node.op, node.inputs[0], (node,))
+    if is_op(node, "LeakyRelu", "Elu"):
+        default = {"LeakyRelu": 0.01, "Elu": 1.0}[node.op]
+        return Activation(node.op, node.inputs[0], (node,), float(node.attrs.get("alpha", default)))
+    if is_op(node, "Gelu"):
+        exact = node.attrs.get("approximate", "none") == "none"
+        return Activation("Gelu", node.inputs[0], (node,)) if exact else None
+    if is_op(node, "PRelu"):
+        slope = read_weight(node.inputs[1])
+        return None if slope is None else Activation("PRelu", node.inputs[0], (node,), slope=slope)
+    if is_op(node, "Clip") and _clips_to_six(node):
+        return Activation("Relu6", node.inputs[0], (node,))
+    return _read_product(tensor)
+
+
+def _clips_to_six(node: gs.Node) -> bool:
+    bounds = [None if is_absent(node.inputs, i) else uniform_value(node.inputs[i]) for i in (1, 2)]
+    return bounds == [0.0, 6.0]
+
+
+def _read_product(tensor: gs.Tensor) -> Activation | None:
+    """``t * f(t)`` or ``t * (1 + f(t)) / 2``, in whatever order and grouping it is written."""
+    for gate in _gates_behind(tensor):
+        nodes: list[gs.Node] = []
+        polynomial = polynomial_in(tensor, {gate.of.name, gate.value.name}, nodes)
+        product = tuple(sorted((gate.of.name, gate.value.name)))
+        want = {product: 1.0} if gate.name != "Gelu" else {(gate.of.name,): 0.5, product: 0.5}
+        if polynomial is not None and is_zero(add(polynomial, want, -1.0)):
+            return Activation(gate.name, gate.of, (*nodes, *gate.nodes))
+    return None
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """f(t): the activation it is part of, t, f(t), and the nodes that compute f."""
+
+    name: str
+    of: gs.Tensor
+    value: gs.Tensor
+    nodes: tuple[gs.Node, ...]
+
+
+def _gates_behind(tensor: gs.Tensor) -> Iterator[_Gate]:
+    """The nonlinear factors of a product of few operators."""
+    frontier = [tensor]
+    for _ in range(8):
+        if not frontier:
+            return
+        node = producer(frontier.pop(0))
+        gate = None if node is None else _gate(node)
+        if gate is not None:
+            yield gate
+        elif node is not None and is_op(node, "Mul", "Add", "Div"):
+            frontier.extend(node.inputs)
+
+
+def _gate(node: gs.Node) -> _Gate | None:
+    if is_op(node, "Sigmoid"):
+        return _Gate("Silu", node.inputs[0], node.outputs[0], (node,))
+    if is_op(node, "HardSigmoid"):
+        slopes = (node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5))
+        fits = math.isclose(slopes[0], 1 / 6, rel_tol=1e-5) and slopes[1] == 0.5
+        return _Gate("HardSwish", node.inputs[0], node.outputs[0], (node,)) if fits else None
+    inner = producer(node.inputs[0]) if is_op(node, "Tanh", "Erf") else None
+    if inner is None:
+        return None
+    if is_op(node, "Tanh") and is_op(inner, "Softplus"):
+        return _Gate("Mish", inner.inputs[0], node.outputs[0], (node, inner))
+    if is_op(node, "Erf") and is_op(inner, "Mul", "Div"):
+        for t in inner.inputs:
+            factor = combine(inner, leaf)
+            if factor is not None and math.isclose(factor.get((t.name,), 0.0), math.sqrt(0.5), rel_tol=1e-5):
+                return _Gate("Gelu", t, node.outputs[0], (node, inner))
+    return None

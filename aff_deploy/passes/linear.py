@@ -1,0 +1,186 @@
+"""Linear maps over the channels: Conv 1x1, Gemm and MatMul with constant weights, read as one thing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from aff_deploy.passes.axes import Layout
+from aff_deploy.passes.graph import Array, is_absent, is_op, producer
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A constant, perhaps behind Identity, Cast or Transpose; `orders` are the transpositions, nearest last."""
+
+    constant: gs.Constant
+    orders: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = tuple(int(dim) for dim in self.constant.shape)
+        for order in self.orders:
+            shape = tuple(shape[i] for i in order)
+        return shape
+
+    def values(self) -> Array:
+        """The values in float64."""
+        array = np.asarray(self.constant.values).astype(np.float64)
+        for order in self.orders:
+            array = np.transpose(array, order)
+        return array
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return (id(self.constant), self.orders)
+
+
+def read_weight(tensor: gs.Tensor) -> Weight | None:
+    """The constant that `tensor` comes from through Identity, Cast and Transpose; None if from elsewhere."""
+    orders: list[tuple[int, ...]] = []
+    while not isinstance(tensor, gs.Constant):
+        node = producer(tensor)
+        if node is None or not is_op(node, "Identity", "Transpose", "Cast"):
+            return None
+        if is_op(node, "Transpose"):
+            rank = len(tensor.shape) if tensor.shape is not None else 2
+            orders.append(tuple(node.attrs.get("perm") or range(rank - 1, -1, -1)))
+        tensor = node.inputs[0]
+    return Weight(tensor, tuple(reversed(orders)))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``y = M x + b`` over the channels.
+
+    Attributes:
+        node: the operator.
+        weight: its weights; `stored_in_out` if they are a matrix in x out rather than out x in.
+        bias: its own bias, or None.
+        factor: Gemm's alpha.
+        affine: what follows it: ("Add" or "Mul", vector or scalar), in order.
+    """
+
+    node: gs.Node
+    weight: Weight
+    bias: Weight | None
+    stored_in_out: bool = False
+    factor: float = 1.0
+    affine: tuple[tuple[str, Weight], ...] = ()
+
+    @property
+    def channels_out(self) -> int:
+        return self.weight.shape[-1 if self.stored_in_out else self._row]
+
+    @property
+    def channels_in(self) -> int:
+        return self.weight.shape[-2 if self.stored_in_out else self._row + 1]
+
+    @property
+    def _row(self) -> int:
+        """The axis of the output channels: the first of a convolution's weights, the last but one of a matrix."""
+        return 0 if is_op(self.node, "Conv", "Gemm") else len(self.weight.shape) - 2
+
+    @property
+    def constant_weight(self) -> gs.Constant | None:
+        """The constant that already is this map's matrix as a convolution has it; None where it must be made."""
+        plain = is_op(self.node, "Conv") and not self.weight.orders and all(op != "Mul" for op, _ in self.affine)
+        return self.weight.constant if plain else None
+
+    @property
+    def constant_bias(self) -> gs.Constant | None:
+        """Likewise the bias."""
+        plain = self.constant_weight is not None and self.bias is not None and not self.bias.orders and not self.affine
+        return self.bias.constant if plain and self.bias is not None else None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        bias = None if self.bias is None else self.bias.key
+        return (self.weight.key, bias, self.stored_in_out, self.factor, tuple((op, v.key) for op, v in self.affine))
+
+    def matrix_and_bias(self) -> tuple[Array, Array]:
+        """M, out x in, and b, out, in float64."""
+        stored = self.weight.values()
+        shape = (self.channels_in, self.channels_out) if self.stored_in_out else (self.channels_out, self.channels_in)
+        matrix = stored.reshape(shape)
+        matrix = self.factor * (matrix.T if self.stored_in_out else matrix)
+        bias = np.zeros(self.channels_out) if self.bias is None else self._beta * self.bias.values().reshape(-1)
+        for op, vector in self.affine:
+            values = vector.values().reshape(-1)
+            matrix, bias = (matrix, bias + values) if op == "Add" else (matrix * values[:, None], bias * values)
+        return matrix, np.broadcast_to(bias, (self.channels_out,))
+
+    @property
+    def _beta(self) -> float:
+        return float(self.node.attrs.get("beta", 1.0)) if is_op(self.node, "Gemm") else 1.0
+
+    def with_affine(self, affine: list[tuple[str, Weight]]) -> Linear:
+        return replace(self, affine=tuple(affine))
+
+
+LINEAR = ("Conv", "Gemm", "MatMul")
+
+
+def read_linear(node: gs.Node) -> tuple[Linear, gs.Tensor] | str:
+    """A linear operator and the tensor it reads, or why it is not one over channels with constant weights."""
+    if is_op(node, "MatMul"):
+        right, left = read_weight(node.inputs[1]), read_weight(node.inputs[0])
+        weight = right or left
+        if weight is None or any(dim != 1 for dim in weight.shape[:-2]) or len(weight.shape) < 2:
+            return "its weights are computed, not constant"
+        return Linear(node, weight, None, stored_in_out=right is not None), node.inputs[0 if right is not None else 1]
+    weight = read_weight(node.inputs[1])
+    bias = None if is_absent(node.inputs, 2) else read_weight(node.inputs[2])
+    if weight is None or (bias is None and not is_absent(node.inputs, 2)):
+        return "its weights are computed, not constant"
+    if is_op(node, "Gemm"):
+        if node.attrs.get("transA", 0) or (bias is not None and any(dim != 1 for dim in bias.shape[:-1])):
+            return "it is not a plain linear layer"
+        in_out = not node.attrs.get("transB", 0)
+        return Linear(node, weight, bias, in_out, float(node.attrs.get("alpha", 1.0))), node.inputs[0]
+    kernel = weight.shape[2:]
+    if any(size != 1 for size in kernel):
+        return f"it has a {'x'.join(map(str, kernel))} kernel; the operator needs 1x1"
+    if node.attrs.get("group", 1) != 1:
+        return f"it has {node.attrs['group']} groups; the operator needs one"
+    if any(step != 1 for step in node.attrs.get("strides", ())):
+        return "it has a stride; the operator needs stride 1"
+    if any(node.attrs.get("pads", ())):
+        return "it pads its input; the operator needs no padding"
+    return Linear(node, weight, bias), node.inputs[0]
+
+
+def follow_linear(layout: Layout, linear: Linear) -> Layout | None:
+    """The layout behind a linear operator, given the one before it; None if it mixes other axes."""
+    axis, rank = layout.channel_axis, len(layout.axes)
+    if axis is None or layout.sizes.get("C") != linear.channels_in:
+        return None
+    if is_op(linear.node, "Conv"):
+        fits = axis == 1 and rank == len(linear.weight.shape)
+    elif is_op(linear.node, "Gemm"):
+        fits = axis == 1 and rank == 2
+    else:
+        fits = axis == (rank - 1 if linear.stored_in_out else rank - 2)
+    return layout.with_channels(linear.channels_out) if fits else None
+
+
+def read_affine(node: gs.Node) -> tuple[str, Weight, gs.Tensor] | None:
+    """An addition of, or product with, a constant vector or number: which, the constant, the tensor."""
+    if not is_op(node, "Add", "Mul"):
+        return None
+    for tensor, other in (node.inputs, node.inputs[::-1]):
+        weight = read_weight(other)
+        if weight is not None and sum(dim != 1 for dim in weight.shape) <= 1 and read_weight(tensor) is None:
+            return node.op, weight, tensor
+    return None
+
+
+def follows_channels(layout: Layout, weight: Weight) -> bool:
+    """Whether a broadcast constant varies along the channel axis of `layout` alone, or not at all."""
+    axis = layout.channel_axis
+    if axis is None or len(weight.shape) > len(layout.axes):
+        return False
+    padded = (1,) * (len(layout.axes) - len(weight.shape)) + weight.shape
+    return all(dim == 1 or (i == axis and dim == layout.sizes.get("C")) for i, dim in enumerate(padded))
