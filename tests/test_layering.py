@@ -11,7 +11,20 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "aff_deploy"
 
 ORDER = (
-    *("errors", "spec", "artifact", "recipe", "onnx_data", "onnx_file", "nets", "ops", "runtimes", "validate", "verify", "export"),
+    *(
+        "errors",
+        "spec",
+        "artifact",
+        "recipe",
+        "onnx_data",
+        "onnx_file",
+        "nets",
+        "ops",
+        "runtimes",
+        "validate",
+        "verify",
+        "export",
+    ),
     *("passes", "evaluate", "report", "pipeline", "cli"),
 )
 # May import anything: the public names, and the entry of `python -m`.

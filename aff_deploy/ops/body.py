@@ -57,6 +57,9 @@ _ACTIVATION_NUMBERS = {
 }
 
 
+_GATES = {"Sigmoid": "Sigmoid", "HardSigmoid": "HardSigmoid<alpha: float = 0.16666667, beta: float = 0.5>"}
+
+
 def function_body(
     variant: Variant, *, form: Form, scale: float | None, opset: int, elem_type: int, total_at_hand: bool = False
 ) -> FunctionProto:
@@ -110,7 +113,7 @@ class _Constants:
 
 
 def _lines(variant: Variant, form: Form, scale: float | None, total_at_hand: bool, constants: _Constants) -> Iterator[str]:
-    as_tanh = variant.blend and scale == 2.0
+    as_tanh = variant.blend and scale == 2.0 and variant.gate == "Sigmoid"
     has_total = variant.blend and (variant.context == "sum" or as_tanh or (total_at_hand and form != "plain"))
     if has_total:
         yield "total = Add(x, y)"
@@ -131,8 +134,8 @@ def _lines(variant: Variant, form: Form, scale: float | None, total_at_hand: boo
     elif len(variant.branches) == 2:
         yield "z = Add(local_z, global_z)"
     z = "z" if len(variant.branches) == 2 else f"{variant.branches[0]}_z"
-    yield f"w = {'Tanh' if as_tanh else 'Sigmoid'}({z})"
-    result = "out" if scale in (1.0, 2.0) and (variant.blend or scale == 1.0) else "unscaled"
+    yield f"w = {'Tanh' if as_tanh else _GATES[variant.gate]}({z})"
+    result = "out" if scale == 1.0 or as_tanh else "unscaled"
     if variant.blend:
         base = "total" if as_tanh else "y"
         yield from _blend(variant, form, result, base=base, has_total=has_total, constants=constants)

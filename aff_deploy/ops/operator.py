@@ -1,7 +1,7 @@
 """The operator's signature.
 
     z   = sum of branches(a)               attention logits, N x C x spatial
-    w   = sigmoid(z)
+    w   = sigmoid(z), or hardsigmoid(z) = clip(z / 6 + 1 / 2, 0, 1)
     out = scale * (x * w + y * (1 - w))    or, without y, scale * x * w
 
 A branch is ``W2 . act(W1 . a + b1) + b2`` at every position (local) or on the global average of
@@ -23,6 +23,7 @@ DOMAIN_VERSION = 1
 
 Context = Literal["sum", "self", "explicit"]
 Branch = Literal["local", "global"]
+Gate = Literal["Sigmoid", "HardSigmoid"]
 
 ACTIVATIONS = ("Relu", "Relu6", "LeakyRelu", "PRelu", "Elu", "Silu", "HardSwish", "Gelu", "Mish", "Tanh", "Sigmoid")
 """Functions that may stand between a branch's convolutions. Gelu is the exact one, by erf."""
@@ -39,12 +40,14 @@ class Variant:
         blend: whether there is a second input y; without, the operator is a gate on x.
         branches: which branches make up the logits, local first.
         activation: between a branch's two convolutions.
+        gate: which function of the logits w is.
     """
 
     context: Context = "sum"
     blend: bool = True
     branches: tuple[Branch, ...] = ("local", "global")
     activation: str = "Relu"
+    gate: Gate = "Sigmoid"
 
     @property
     def op_type(self) -> str:
@@ -57,7 +60,8 @@ class Variant:
             name += "Context"
         if self.branches != ("local", "global"):
             name += "".join(branch.capitalize() for branch in self.branches)
-        return name + (self.activation if self.activation != "Relu" else "")
+        name += self.activation if self.activation != "Relu" else ""
+        return name + (self.gate if self.gate != "Sigmoid" else "")
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def attentional_fusion(variant: Variant, inputs: Mapping[str, Array], *, scale: 
         t = _pointwise(source, arrays[f"{branch}_w1"], arrays[f"{branch}_b1"])
         hidden = _activate(t, variant.activation, alpha, arrays.get(f"{branch}_slope"))
         z = z + _pointwise(hidden, arrays[f"{branch}_w2"], arrays[f"{branch}_b2"])
-    w = _sigmoid(z)
+    w = _sigmoid(z) if variant.gate == "Sigmoid" else np.clip(z / 6.0 + 0.5, 0.0, 1.0)
     out: Array = x * w + arrays["y"] * (1.0 - w) if variant.blend else x * w
     return scale * out
 

@@ -22,6 +22,7 @@ from aff_deploy.passes.fold_constants import fold_constants
 from aff_deploy.passes.functions import attach_functions
 from aff_deploy.passes.fuse_attention import Rejection, find_rejections, fuse_attention
 from aff_deploy.passes.report import Fusion, count_ops, describe_values, list_fusions
+from aff_deploy.passes.simplify_shapes import simplify_shapes
 
 __all__ = [
     "DEFAULT_PASSES",
@@ -36,7 +37,7 @@ __all__ = [
 
 Pass = Callable[[gs.Graph], int]
 
-DEFAULT_PASSES: tuple[Pass, ...] = (cleanup, fold_constants, fold_batchnorm, cleanup)
+DEFAULT_PASSES: tuple[Pass, ...] = (cleanup, fold_constants, simplify_shapes, fold_batchnorm, cleanup)
 FUSION_PASSES: tuple[Pass, ...] = (fuse_attention,)
 
 OLDEST_OPSET, NEWEST_OPSET = 11, 25

@@ -14,7 +14,7 @@ from collections.abc import Set as AbstractSet
 
 import onnx_graphsurgeon as gs
 
-from aff_deploy.passes.graph import is_op, producer, small_value, uniform_value
+from aff_deploy.passes.graph import is_op, producer, uniform_value
 
 Monomial = tuple[str, ...]
 Polynomial = Mapping[Monomial, float]
@@ -42,12 +42,11 @@ def constant(value: float) -> Polynomial:
 def scalar(tensor: gs.Tensor) -> float | None:
     """The number a tensor stands for in an elementwise expression without changing its shape.
 
-    That is a constant of a single element, or ones_like and its kin: a number spread over the
-    shape of another tensor of the expression (which the caller has to belong to it).
+    That is a constant all of whose elements are one number, or ones_like and its kin: a number
+    spread over a shape. That it does not broadcast the rest is for the caller to see to.
     """
-    value = small_value(tensor)
-    if value is not None:
-        return uniform_value(tensor) if value.size == 1 else None
+    if isinstance(tensor, gs.Constant):
+        return uniform_value(tensor)
     node = producer(tensor)
     if is_op(node, "ConstantOfShape") and node is not None:
         fill = node.attrs.get("value")

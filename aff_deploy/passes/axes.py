@@ -39,7 +39,7 @@ class Layout:
 
     def _without_ones(self, axes: Iterable[Atoms]) -> tuple[Atoms, ...]:
         """Axes without the atoms of size 1, which may stand anywhere."""
-        return tuple(tuple(atom for atom in axis if self.sizes.get(atom) != 1) for axis in axes)
+        return tuple(tuple(atom for atom in axis if atom == C or self.sizes.get(atom) != 1) for axis in axes)
 
     @property
     def channel_axis(self) -> int | None:
@@ -160,7 +160,7 @@ def _average_pool(layout: Layout, node: gs.Node) -> Layout | None:
 
 def _reshape(layout: Layout, node: gs.Node) -> Layout | None:
     """Share the atoms, which keep their order, out among the new axes: from both ends towards a -1."""
-    target = _target(node.inputs[1])
+    target = shape_entries(node.inputs[1])
     if target is None or (0 in target and node.attrs.get("allowzero", 0)):
         return None
     left = list(_merge(layout.axes))
@@ -201,18 +201,21 @@ def _named(layout: Layout, dim: int | tuple[str, int]) -> Atoms | None:
     return next(((atom,) for atom, name in layout.names.items() if name == dim[0]), None)
 
 
-def _target(shape: gs.Tensor) -> list[int | tuple[str, int]] | None:
-    """A Reshape's target: numbers, and (name, 0) for dimensions read off a tensor with a dynamic one of that name."""
+def shape_entries(shape: gs.Tensor) -> list[int | tuple[str, int]] | None:
+    """The entries of a computed shape: numbers, and (name, 0) where a dynamic dimension of that name was read.
+
+    None where the shape comes from anything but shapes and numbers.
+    """
     value = small_value(shape)
     if value is not None:
         return [int(dim) for dim in value.reshape(-1)]
     node = producer(shape)
     if is_op(node, "Concat") and node is not None:
-        parts = [_target(tensor) for tensor in node.inputs]
+        parts = [shape_entries(tensor) for tensor in node.inputs]
         known = [part for part in parts if part is not None]
         return [dim for part in known for dim in part] if len(known) == len(parts) else None
     if is_op(node, "Unsqueeze", "Squeeze", "Cast", "Identity") and node is not None:
-        return _target(node.inputs[0])
+        return shape_entries(node.inputs[0])
     if is_op(node, "Gather", "Slice") and node is not None:
         return _picked(node)
     return list(_shape_dims(node)) if is_op(node, "Shape") and node is not None else None
@@ -220,7 +223,7 @@ def _target(shape: gs.Tensor) -> list[int | tuple[str, int]] | None:
 
 def _picked(node: gs.Node) -> list[int | tuple[str, int]] | None:
     """Entries that Gather or Slice picks from a shape."""
-    dims = _target(node.inputs[0])
+    dims = shape_entries(node.inputs[0])
     picks = [small_value(tensor) for tensor in node.inputs[1:]]
     if dims is None or any(pick is None for pick in picks):
         return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isclose
 
 import onnx_graphsurgeon as gs
 
@@ -27,12 +28,14 @@ class Blend:
     output: gs.Tensor
 
 
-def read_blends(w: gs.Tensor, order: Mapping[int, int]) -> list[list[Blend]]:
+def read_blends(w: gs.Tensor, of_w: Polynomial, order: Mapping[int, int]) -> list[list[Blend]]:
     """Every tensor behind w that is a blend or a gate, with all the ways to read it as one.
+
+    The tensor `w` is the polynomial `of_w` of the gate that goes by its name.
 
     Blends come first, the furthest first; the ways to read one tensor, the least taken apart first.
     """
-    values: dict[str, Polynomial | None] = {w.name: {(w.name,): 1.0}}
+    values: dict[str, Polynomial | None] = {w.name: of_w}
     tensors: dict[str, gs.Tensor] = {}
 
     def value(tensor: gs.Tensor) -> Polynomial | None:
@@ -121,15 +124,21 @@ def _roles(polynomial: Polynomial, w: str) -> tuple[str, str | None, float] | No
     if len(free) != 1 or len(weighted) != 2:
         return None
     ((y, scale),) = free.items()
-    others = {name: coefficient for name, coefficient in weighted.items() if name != y}
-    if len(others) != 1 or weighted.get(y) != -scale:
+    others = [name for name in weighted if name != y]
+    if len(others) != 1 or not isclose(-weighted[y], scale, rel_tol=1e-6):
         return None
-    ((x, coefficient),) = others.items()
-    return (x, y, scale) if coefficient == scale else None
+    (x,) = others
+    if not isclose(weighted[x], scale, rel_tol=1e-6):
+        return None
+    return x, y, scale
 
 
 def nodes_between(blend: Blend, w: gs.Tensor) -> tuple[gs.Node, ...]:
-    """Nodes from the blend's output back to x, y and w; constants and their makers included."""
+    """Nodes from the blend's output back to x, y and w; constants and their makers included.
+
+    Raises:
+        Refused: the output also depends on something else.
+    """
     ends = {tensor.name for tensor in (blend.x, blend.y, w) if tensor is not None}
     nodes: dict[int, gs.Node] = {}
     stack = [blend.output]
@@ -141,5 +150,29 @@ def nodes_between(blend: Blend, w: gs.Tensor) -> tuple[gs.Node, ...]:
         if node is None or len(nodes) > MAX_NODES:
             raise Refused(f"the blend also depends on {tensor.name!r}")
         nodes[id(node)] = node
-        stack.extend(tensor for tensor in node.inputs if not tensor.is_empty())
+        # Of a Shape only the size matters, and `require_no_broadcast` sees to that.
+        stack.extend(tensor for tensor in node.inputs if not tensor.is_empty() and not is_op(node, "Shape"))
     return tuple(nodes.values())
+
+
+def require_no_broadcast(nodes: Iterable[gs.Node], like: gs.Tensor) -> None:
+    """Numbers spread over a shape (ones_like) must not make anything larger than the tensor `like`.
+
+    Raises:
+        Refused: one does, or may.
+    """
+    for node in nodes:
+        for tensor in node.inputs:
+            if isinstance(tensor, gs.Constant) and is_op(node, *ARITHMETIC) and not _fits(tensor.shape, like):
+                raise Refused(f"the constant {tensor.name!r} of shape {list(tensor.shape)} broadcasts the blend")
+            spread = producer(tensor)
+            if is_op(spread, "ConstantOfShape", "Expand") and not _fits(tensor.shape, like):
+                raise Refused(f"{tensor.name!r} of shape {tensor.shape} may broadcast the blend")
+
+
+def _fits(shape: Sequence[int | str | None] | None, like: gs.Tensor) -> bool:
+    """Whether broadcasting something of `shape` with `like` gives the shape of `like`."""
+    if shape is None or like.shape is None or len(shape) > len(like.shape):
+        return False
+    pairs = zip(reversed(shape), reversed(like.shape), strict=False)
+    return all(mine == 1 or (mine == other and mine is not None) for mine, other in pairs)

@@ -170,7 +170,7 @@ def _add_value_info(graph: GraphProto, original: GraphProto, tensors: Mapping[st
     said: dict[str, Any] = {value.name: value for value in original.value_info}
     ends = {value.name for value in (*graph.input, *graph.output)}
     for name, tensor in tensors.items():
-        if name in ends or isinstance(tensor, gs.Constant):
+        if name in ends or not tensor.inputs:
             continue
         if tensor.type == "tensor_type" and tensor.dtype is not None:
             elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))

@@ -40,16 +40,17 @@ DEFAULT_EPSILON = 1e-5
 
 @dataclass(frozen=True)
 class _Affine:
-    """``y = scale * x + shift`` per channel, float64; `key` tells which constants it came from."""
+    """``y = scale * x + shift`` per channel, float64, and the constants it came from."""
 
     scale: Array
     shift: Array
-    key: tuple[int, ...]
+    epsilon: float
+    source: tuple[gs.Constant, ...]
 
 
-# Folded constants by the identity of what they were made from, so that sharing survives; the weight is
-# kept beside them, or another tensor could be given its identity.
-_Folded = dict[tuple[object, ...], tuple[gs.Constant, gs.Constant]]
+# Folded constants by the identity of what they were made from, so that sharing survives; what they were
+# made from is kept beside them, or another tensor could be given its identity.
+_Folded = dict[tuple[object, ...], tuple[gs.Constant, tuple[gs.Constant, ...]]]
 
 
 def fold_batchnorm(graph: gs.Graph) -> int:
@@ -75,12 +76,13 @@ def _affine(node: gs.Node) -> _Affine | None:
     if not all(isinstance(tensor, gs.Constant) for tensor in node.inputs[1:5]):
         return None
     gamma, beta, mean, var = (np.asarray(tensor.values, dtype=np.float64) for tensor in node.inputs[1:5])
+    epsilon = float(node.attrs.get("epsilon", DEFAULT_EPSILON))
     with np.errstate(all="ignore"):
-        scale = gamma / np.sqrt(var + node.attrs.get("epsilon", DEFAULT_EPSILON))
+        scale = gamma / np.sqrt(var + epsilon)
         shift = beta - mean * scale
     if not (np.all(np.isfinite(scale)) and np.all(np.isfinite(shift))):
         return None
-    return _Affine(scale, shift, tuple(id(tensor) for tensor in node.inputs[1:5]))
+    return _Affine(scale, shift, epsilon, tuple(node.inputs[1:5]))
 
 
 def _fold_back(
@@ -112,14 +114,15 @@ def _fold_back(
         return False
     if not replace_uses(graph, node.outputs[0], node.inputs[0]):
         return False
-    node.outputs = []
+    node.inputs, node.outputs = [], []
     bias_name = bias.name if bias is not None else f"{weight.name}_bias"
-    key = (id(weight), axis, *affine.key)
-    bias_key = (id(weight), id(bias), beta, *affine.key)
+    source = (weight, *affine.source, *([] if bias is None else [bias]))
+    key = ("weight", axis, affine.epsilon, id(weight), *map(id, affine.source))
+    bias_key = ("bias", beta, affine.epsilon, *map(id, source))
     if key not in folded:
-        folded[key] = _constant(weight.name, scaled, weight, outputs, taken), weight
+        folded[key] = _constant(weight.name, scaled, weight, outputs, taken), source
     if bias_key not in folded:
-        folded[bias_key] = _constant(bias_name, shifted, bias, outputs, taken), weight
+        folded[bias_key] = _constant(bias_name, shifted, bias, outputs, taken), source
     linear.inputs = [linear.inputs[0], folded[key][0], folded[bias_key][0]]
     linear.attrs.pop("beta", None)
     if is_op(linear, "MatMul"):
@@ -179,5 +182,5 @@ def _fold_forward(node: gs.Node, affine: _Affine, outputs: frozenset[str], taken
     bias_name = bias.name if bias is not None else f"{weight.name}_bias"
     weight_made = _constant(weight.name, new_weight, weight, outputs, taken)
     conv.inputs = [node.inputs[0], weight_made, _constant(bias_name, new_bias, bias, outputs, taken)]
-    node.outputs = []
+    node.inputs, node.outputs = [], []
     return True

@@ -72,6 +72,7 @@ def variant_of(node: NodeProto) -> Variant:
         blend=node.op_type.startswith("AttentionalFusion"),
         branches=tuple(branches) if isinstance(branches, list) else ("local", "global"),
         activation=str(said.get("activation", "Relu")),
+        gate="HardSigmoid" if said.get("gate") == "HardSigmoid" else "Sigmoid",
     )
 
 

@@ -20,7 +20,7 @@ import onnx_graphsurgeon as gs
 
 from aff_deploy.ops import DOMAIN, TAKES_ALPHA, Variant
 from aff_deploy.passes.branch import Branch
-from aff_deploy.passes.graph import Array, fresh_name
+from aff_deploy.passes.graph import Array, fresh_name, is_op
 from aff_deploy.passes.linear import Linear
 from aff_deploy.passes.logits import Term
 from aff_deploy.passes.match import Site, find_sites
@@ -63,7 +63,7 @@ def _site_name(site: Site) -> str:
     path = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))]
     if len(site.terms) == 1 and len(path) > 1:
         path = path[:-1]
-    return ".".join(path) or _scope(site.gate.name) or site.gate.name or site.gate.outputs[0].name
+    return ".".join(path) or _scope(site.gate.node.name) or site.gate.node.name or site.gate.output.name
 
 
 def _scope(node_name: str) -> str:
@@ -79,7 +79,7 @@ def _scope(node_name: str) -> str:
 def _replace(graph: gs.Graph, site: Site, weights: _Weights, name: str) -> None:
     branches = tuple(term.branch.kind for term in site.terms)
     activation = site.terms[0].branch.activation
-    variant = Variant(site.context, site.y is not None, branches, activation.name)
+    variant = Variant(site.context, site.y is not None, branches, activation.name, site.gate.name)
     tensors = [site.x] + ([] if site.y is None else [site.y]) + ([site.a] if site.context == "explicit" else [])
     for i, term in enumerate(site.terms):
         tensors += weights.of(term, site, shift=site.logit_shift if i == 0 else 0.0)
@@ -88,6 +88,7 @@ def _replace(graph: gs.Graph, site: Site, weights: _Weights, name: str) -> None:
         "context": _context_word(site),
         "branches": list(branches),
         "activation": activation.name,
+        "gate": site.gate.name,
         "scale": float(site.scale),
         "channels": site.terms[0].branch.second.channels_out,
         "inter_channels": site.terms[0].branch.first.channels_out,
@@ -96,6 +97,10 @@ def _replace(graph: gs.Graph, site: Site, weights: _Weights, name: str) -> None:
     }
     if activation.name in TAKES_ALPHA:
         attributes["alpha"] = activation.alpha
+    for node in site.nodes:
+        for tensor in node.outputs:
+            for shape in [reader for reader in tensor.outputs if is_op(reader, "Shape") and tensor is not site.output]:
+                shape.inputs = [site.x]
     site.output.inputs.clear()
     graph.nodes.append(gs.Node(variant.op_type, name, attributes, tensors, [site.output], domain=DOMAIN))
 
@@ -120,7 +125,8 @@ class _Weights:
         """w1, b1, w2, b2 and, for PRelu, the slopes of a branch."""
         branch = term.branch
         made = [*self._linear(branch.first, site, site.context_factor, 1.0, 0.0)]
-        made += self._linear(branch.second, site, term.factor, term.factor, shift)
+        factor = term.factor * site.logit_factor
+        made += self._linear(branch.second, site, factor, factor, shift)
         if branch.activation.slope is not None:
             made.append(self._slope(branch, site))
         return made

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+LARGEST_UNIFORM = 2**22
+"""Elements of a constant that are looked through for whether they are all the same."""
 STANDARD_DOMAINS = (None, "", "ai.onnx")
 
 
@@ -53,8 +55,8 @@ def small_value(tensor: gs.Tensor, limit: int = 4096) -> Array | None:
 
 
 def uniform_value(tensor: gs.Tensor) -> float | None:
-    """The value that all elements of a small floating or integer constant share; None where they differ."""
-    value = small_value(tensor)
+    """The value that all elements of a floating or integer constant share; None where they differ."""
+    value = small_value(tensor, LARGEST_UNIFORM)
     if value is None or value.size == 0 or value.dtype.kind not in "fiuV":
         return None
     wide = value.astype(np.float64)
@@ -64,6 +66,11 @@ def uniform_value(tensor: gs.Tensor) -> float | None:
 
 def rank(tensor: gs.Tensor) -> int | None:
     return None if tensor.shape is None else len(tensor.shape)
+
+
+def same_shape(one: gs.Tensor, other: gs.Tensor) -> bool:
+    """Whether two tensors are known to have the same shape, dynamic dimensions by name."""
+    return one.shape is not None and other.shape is not None and None not in one.shape and list(one.shape) == list(other.shape)
 
 
 def replace_uses(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> bool:

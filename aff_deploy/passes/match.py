@@ -1,6 +1,6 @@
 """The recogniser: reduces an attention subgraph to the canonical form, or says why it cannot.
 
-It starts at a gate w, a Sigmoid, and works in both directions.
+It starts at a gate w, as a rule a Sigmoid, and works in both directions.
 
 * Backwards: the logits are expanded into a sum of terms, and each term is read as a branch.
 * Forwards: every tensor computed from w by arithmetic is expanded into a polynomial in w and other
@@ -20,9 +20,10 @@ import onnx_graphsurgeon as gs
 
 from aff_deploy.ops.operator import Context
 from aff_deploy.passes.algebra import polynomial_in
-from aff_deploy.passes.blend import Blend, nodes_between, read_blends
+from aff_deploy.passes.blend import Blend, nodes_between, read_blends, require_no_broadcast
 from aff_deploy.passes.branch import Refused
-from aff_deploy.passes.graph import is_op, output_names, producer
+from aff_deploy.passes.gates import Gate, read_gate
+from aff_deploy.passes.graph import is_op, output_names, producer, same_shape
 from aff_deploy.passes.logits import Logits, Term, read_logits
 
 
@@ -31,17 +32,19 @@ class Site:
     """One canonical fusion found in a graph.
 
     Attributes:
-        gate: the node that computes w.
+        gate: what computes w.
         x, y: what is blended; y is None for a gate on x alone.
         a: what the attention looks at.
         context: how `a` relates to x and y, and ``context_factor`` the factor if it is a sum.
         scale: the factor s.
-        terms: the branches of the logits, local first; their factors belong into W2 and b2.
+        terms: the branches of the logits, local first.
+        logit_factor, logit_shift: what else to do to the logits; like the terms' factors, this
+            belongs into W2 and b2.
         output: the tensor that the fused operator will make.
         nodes: what it will replace.
     """
 
-    gate: gs.Node
+    gate: Gate
     x: gs.Tensor
     y: gs.Tensor | None
     a: gs.Tensor
@@ -49,6 +52,7 @@ class Site:
     context_factor: float
     scale: float
     terms: tuple[Term, ...]
+    logit_factor: float
     logit_shift: float
     output: gs.Tensor
     nodes: tuple[gs.Node, ...] = field(repr=False)
@@ -59,19 +63,20 @@ def find_sites(graph: gs.Graph) -> Iterator[Site | tuple[gs.Node, str]]:
     outputs = output_names(graph)
     order = {id(node): i for i, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        if not is_op(node, "Sigmoid"):
+        gate = read_gate(node)
+        if gate is None:
             continue
         try:
-            yield _read_site(node, order, outputs)
+            yield _read_site(gate, order, outputs)
         except Refused as refusal:
             if refusal.near:
                 yield node, refusal.reason
 
 
-def _read_site(gate: gs.Node, order: Mapping[int, int], outputs: frozenset[str]) -> Site:
-    blends = read_blends(gate.outputs[0], order)
+def _read_site(gate: Gate, order: Mapping[int, int], outputs: frozenset[str]) -> Site:
+    blends = read_blends(gate.output, gate.value, order)
     try:
-        readings = read_logits(gate.inputs[0])
+        readings = read_logits(gate.node.inputs[0])
     except Refused as refusal:
         # A full blend is rare enough outside the family that its owner will want to know.
         raise Refused(refusal.reason, near=refusal.near or any(ways[0].y is not None for ways in blends)) from None
@@ -91,14 +96,16 @@ def _read_site(gate: gs.Node, order: Mapping[int, int], outputs: frozenset[str])
     raise reasons[0]
 
 
-def _assemble(gate: gs.Node, logits: Logits, blend: Blend, outputs: frozenset[str]) -> Site:
+def _assemble(gate: Gate, logits: Logits, blend: Blend, outputs: frozenset[str]) -> Site:
     a = logits.terms[0].branch.source
     context, factor, context_nodes = _read_context(a, blend)
     if blend.y is None and context != "self":
         raise Refused(f"the output is neither x*w + y*(1-w) nor the gate {a.name!r}*w on what the attention looks at")
     if blend.y is None and all(term.branch.kind == "global" for term in logits.terms):
         raise Refused("a global gate on a single input (squeeze and excitation) is not an attentional fusion", near=False)
-    nodes = {id(n): n for n in (gate, *logits.nodes, *nodes_between(blend, gate.outputs[0]), *context_nodes)}
+    arithmetic = (*logits.nodes, *nodes_between(blend, gate.output), *context_nodes)
+    require_no_broadcast(arithmetic, blend.x)
+    nodes = {id(node): node for node in (gate.node, *arithmetic)}
     for term in logits.terms:
         nodes.update((id(n), n) for n in term.branch.nodes)
     inputs = [blend.x, *([] if blend.y is None else [blend.y]), *([a] if context == "explicit" else [])]
@@ -116,7 +123,8 @@ def _assemble(gate: gs.Node, logits: Logits, blend: Blend, outputs: frozenset[st
         context_factor=factor,
         scale=blend.scale,
         terms=logits.terms,
-        logit_shift=logits.shift,
+        logit_factor=gate.factor,
+        logit_shift=gate.factor * logits.shift + gate.shift,
         output=blend.output,
         nodes=tuple(nodes.values()),
     )
@@ -137,14 +145,15 @@ def _read_context(a: gs.Tensor, blend: Blend) -> tuple[Context, float, list[gs.N
 
 
 def _require_private(nodes: Mapping[int, gs.Node], output: gs.Tensor, outputs: frozenset[str]) -> None:
-    """Nothing inside may be seen from outside: it would vanish."""
+    """Nothing inside may be seen from outside: it would vanish. (Shapes that x has too may be read off x.)"""
     for node in nodes.values():
         for tensor in node.outputs:
             if tensor is output:
                 continue
             if tensor.name in outputs:
                 raise Refused(f"the inner tensor {tensor.name!r} is an output of the model; drop that output to fuse")
-            reader = next((n for n in tensor.outputs if id(n) not in nodes), None)
+            readers = (n for n in tensor.outputs if id(n) not in nodes)
+            reader = next((n for n in readers if not (is_op(n, "Shape") and same_shape(tensor, output))), None)
             if reader is not None:
                 raise Refused(f"the inner tensor {tensor.name!r} is also read by {reader.op} {reader.name!r} outside")
 

@@ -90,9 +90,9 @@ def fusions(manifest: Mapping[str, Any]) -> Html:
         "What was fused",
         tag(
             "p",
-            f"{plural(len(sites), 'site')}: {kinds}. In the file each is a call of ",
+            f"{plural(len(sites), 'site')}: {kinds}. In the file each is one call (an iAFF two) of a function such as ",
             code("AttentionalFusion"),
-            " (an iAFF two), whose body is standard ONNX, so that any runtime executes it.",
+            ", whose body is standard ONNX, so that any runtime executes it.",
         ),
         table(["Site", "Kind", "Channels", "Inner", "Scale", "Activation", "Attends to", "Branches"], rows, numbers=(2, 3, 4)),
     )
@@ -120,7 +120,10 @@ def operators(manifest: Mapping[str, Any]) -> Html:
 
     rows: list[tuple[object, ...]] = [(code(op), before.get(op, 0), after.get(op, 0), bars(op)) for op in names]
     rows.append((tag("b", "All"), manifest["nodes"]["before"], manifest["nodes"]["after"], ""))
-    note = tag("p", "Counted in the exported file (pale bar) and in the optimised one (strong bar); a fused site counts once.")
+    note = tag(
+        "p",
+        "Counted in the exported file (pale bar) and in the optimised one (strong bar); a fused call counts once, and its body not at all.",
+    )
     return section("Operators", note, table(["Operator", "Before", "After", ""], rows, numbers=(1, 2)))
 
 

@@ -119,6 +119,10 @@ def assert_same(expected: Sequence[Array], actual: Sequence[Array]) -> None:
         assert float(np.max(error, initial=0.0)) <= TOLERANCE[one.dtype] * max(scale, 1e-3), "the outputs differ"
 
 
+# Operators that onnx's reference evaluator gets wrong (in groups).
+_UNTRUSTED = {"ConvTranspose"}
+
+
 def assert_parity(before: onnx.ModelProto, after: onnx.ModelProto, *, reference: bool = True, **given: Array) -> None:
     """`after` has the inputs and outputs of `before` and computes the same, in ONNX Runtime and in onnx's reference."""
     for mine, other in ((before.graph.input, after.graph.input), (before.graph.output, after.graph.output)):
@@ -127,7 +131,7 @@ def assert_parity(before: onnx.ModelProto, after: onnx.ModelProto, *, reference:
     expected = run_ort(before, feeds)
     assert_same(expected, run_ort(after, feeds))
     assert_same(expected, run_ort(after, feeds, optimised=True))
-    if reference:
+    if reference and not _UNTRUSTED & set(op_types(before)):
         assert_same(expected, run_reference(after, feeds))
 
 
