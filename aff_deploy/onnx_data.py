@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, checker, helper
 
 from aff_deploy.errors import ModelError
@@ -81,6 +83,19 @@ _PER_BYTE = {
     for name, count in (("INT4", 2), ("UINT4", 2), ("FLOAT4E2M1", 2), ("INT2", 4), ("UINT2", 4))
     if hasattr(TensorProto, name)
 }
+
+
+def is_text(message: Message) -> bool:
+    """Whether every string of a message and of those in it is UTF-8; protobuf itself hands out bytes where one is not."""
+    for field, value in message.ListFields():
+        if field.type == FieldDescriptor.TYPE_STRING:
+            if not isinstance(value, str) and (isinstance(value, bytes) or any(isinstance(text, bytes) for text in value)):
+                return False
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            inner = [value] if isinstance(value, Message) else value
+            if not all(is_text(each) for each in inner):
+                return False
+    return True
 
 
 def read_tensors(model: ModelProto, path: Path) -> None:

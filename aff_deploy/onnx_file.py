@@ -7,9 +7,10 @@ and a ResNet's weights take no part in what it checks.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -17,7 +18,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TypeProto, checker, helper, 
 
 from aff_deploy.artifact import Artifact, staged_file, write_manifest
 from aff_deploy.errors import ModelError
-from aff_deploy.onnx_data import MADE_WHERE, first_line, iter_tensors, nested_graphs, read_tensors, tensor_bytes
+from aff_deploy.onnx_data import MADE_WHERE, first_line, is_text, iter_tensors, nested_graphs, read_tensors, tensor_bytes
 
 MAX_MODEL_BYTES = 1_900_000_000
 """Above this the weights go to a file of their own: protobuf ends at 2 GiB."""
@@ -52,6 +53,8 @@ def load_onnx(path: Path) -> ModelProto:
         raise ModelError(f"cannot read {path}: {reason}", fix=MADE_WHERE) from None
     if not model.graph.node or not model.opset_import or not model.ir_version:
         raise ModelError(f"{path} holds no ONNX graph", fix=MADE_WHERE)
+    if not is_text(model):
+        raise ModelError(f"cannot read {path}: a name in it is not UTF-8 text", fix=MADE_WHERE)
     read_tensors(model, path)
     check_onnx(model, str(path), full=False)
     return model
@@ -130,7 +133,7 @@ def check_onnx(model: ModelProto, name: str = "the model", *, full: bool = True)
     _check_wiring(model.graph, name, outer=frozenset())
     try:
         checker.check_model(skeleton(model))
-    except checker.ValidationError as error:
+    except (checker.ValidationError, ValueError, RuntimeError) as error:  # ValueError: of its own message, if not UTF-8
         raise ModelError(f"{name} is not valid ONNX: {first_line(error)}", fix=MADE_WHERE) from None
     if full:
         infer_types(model, strict=True)
@@ -170,6 +173,7 @@ def _captured(node: NodeProto) -> Iterator[str]:
 
 
 def _topological(graph: GraphProto) -> list[tuple[int, NodeProto]]:
+    """Positions and nodes in the first topological order by position: a sorted graph's own."""
     producer = {out: i for i, node in enumerate(graph.node) for out in node.output if out}
     waits = [{producer[t] for t in _captured(node) if t in producer} for node in graph.node]
     users: dict[int, list[int]] = {}
@@ -177,15 +181,15 @@ def _topological(graph: GraphProto) -> list[tuple[int, NodeProto]]:
         for j in needed:
             users.setdefault(j, []).append(i)
     missing = [len(needed) for needed in waits]
-    ready = [i for i in range(len(waits) - 1, -1, -1) if not missing[i]]
+    ready = [i for i, count in enumerate(missing) if not count]
     order: list[tuple[int, NodeProto]] = []
     while ready:
-        i = ready.pop()
+        i = heapq.heappop(ready)
         order.append((i, graph.node[i]))
         for user in users.get(i, ()):
             missing[user] -= 1
             if not missing[user]:
-                ready.append(user)
+                heapq.heappush(ready, user)
     return order
 
 
@@ -211,6 +215,52 @@ def save_onnx(model: ModelProto, path: Path, facts: Mapping[str, Any]) -> Artifa
         if sum(tensor_bytes(tensor) for tensor in iter_tensors(model)) > MAX_MODEL_BYTES:
             onnx.save_model(model, staged, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
         else:
-            staged.write_bytes(model.SerializeToString())
+            with open(staged, "wb") as file:
+                file.writelines(_serialised(model))
         manifest = write_manifest(staged, facts)
     return Artifact(path, manifest)
+
+
+def _serialised(model: ModelProto) -> Iterator[bytes]:
+    """The bytes of a model, a tensor at a time: serialised whole, it would need three times its size.
+
+    A message is its fields one after the other, in any order; a nested one has its length in front.
+    """
+    outer, graph = _without(model, "graph"), _without(model.graph, "initializer").SerializeToString()
+    tensors = model.graph.initializer
+    length = len(graph) + sum(len(_header(GraphProto, "initializer", t.ByteSize())) + t.ByteSize() for t in tensors)
+    yield outer.SerializeToString()
+    yield _header(ModelProto, "graph", length) + graph
+    for tensor in tensors:
+        yield _header(GraphProto, "initializer", tensor.ByteSize())
+        yield tensor.SerializeToString()
+
+
+_Message = TypeVar("_Message", ModelProto, GraphProto)
+
+
+def _without(message: _Message, left_out: str) -> _Message:
+    """A copy of a message but for one field."""
+    copy = type(message)()
+    for field, value in message.ListFields():
+        if field.name == left_out:
+            continue
+        if isinstance(value, (str, bytes, int, float)):
+            setattr(copy, field.name, value)
+        else:
+            getattr(copy, field.name).MergeFrom(value)
+    return copy
+
+
+def _header(message: type[ModelProto | GraphProto], field: str, length: int) -> bytes:
+    """Tag and length of a nested message: two base-128 numbers, least significant group first."""
+    number = message.DESCRIPTOR.fields_by_name[field].number
+    return _varint(number << 3 | 2) + _varint(length)
+
+
+def _varint(value: int) -> bytes:
+    groups = bytearray()
+    while value > 0x7F:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*groups, value])

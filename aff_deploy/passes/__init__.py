@@ -6,6 +6,7 @@ order. Every rewrite preserves the function up to rounding, or does not happen.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -99,6 +100,9 @@ def optimize(
             after_pass(apply.__name__, _finished(graph, model))
     rejected = find_rejections(graph)
     optimized = _finished(graph, model)
+    # graphsurgeon's nodes and tensors refer to each other, and through their weights to all of `model`.
+    del graph
+    gc.collect()
     return Optimized(optimized, tuple(results), list_fusions(optimized), rejected)
 
 

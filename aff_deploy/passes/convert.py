@@ -60,6 +60,7 @@ def import_graph(model: ModelProto) -> gs.Graph:
 
 def _sorted(model: ModelProto) -> ModelProto:
     """`model`, or a copy with its nodes in order: graphsurgeon links a nested graph only with what came before."""
+    # A sorted graph, the usual case, is not copied: that would double the memory.
     nodes = sorted_nodes(model.graph)
     if all(mine is other for mine, other in zip(nodes, model.graph.node, strict=True)):
         return model

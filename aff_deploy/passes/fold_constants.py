@@ -70,7 +70,9 @@ def _constant_value(node: gs.Node, opset: int) -> Array | None:
 
 
 def _literal(node: gs.Node) -> Array | None:
-    (name, value), *_ = node.attrs.items()
+    if len(node.attrs) != 1:
+        return None  # a sparse value, which graphsurgeon does not show
+    ((name, value),) = node.attrs.items()
     if name == "value":
         return np.asarray(value.values)
     types = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}

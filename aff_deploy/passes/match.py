@@ -145,7 +145,7 @@ def _read_context(a: gs.Tensor, blend: Blend) -> tuple[Context, float, list[gs.N
 
 
 def _require_private(nodes: Mapping[int, gs.Node], output: gs.Tensor, outputs: frozenset[str]) -> None:
-    """Nothing inside may be seen from outside: it would vanish. (Shapes that x has too may be read off x.)"""
+    """Nothing inside may be seen from outside: it would vanish. A Shape that x has too may be read off x."""
     for node in nodes.values():
         for tensor in node.outputs:
             if tensor is output:

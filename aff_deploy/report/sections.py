@@ -120,10 +120,8 @@ def operators(manifest: Mapping[str, Any]) -> Html:
 
     rows: list[tuple[object, ...]] = [(code(op), before.get(op, 0), after.get(op, 0), bars(op)) for op in names]
     rows.append((tag("b", "All"), manifest["nodes"]["before"], manifest["nodes"]["after"], ""))
-    note = tag(
-        "p",
-        "Counted in the exported file (pale bar) and in the optimised one (strong bar); a fused call counts once, and its body not at all.",
-    )
+    words = "Counted in the exported file (pale bar) and in the optimised one (strong bar, where a fused call counts once)."
+    note = tag("p", words)
     return section("Operators", note, table(["Operator", "Before", "After", ""], rows, numbers=(1, 2)))
 
 

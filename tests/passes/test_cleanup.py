@@ -122,7 +122,10 @@ def test_bfloat16_cast_to_itself_goes() -> None:
 
 # ---- nested graphs
 
-IF = "y = If (yes) <then_branch = t () => (float[2, 4, H, W] p) {{ {0} }}, else_branch = e () => (float[2, 4, H, W] q) {{ {1} }}>"
+IF = (
+    "y = If (yes) <then_branch = t () => (float[N, C, H, W] p) {{ {0} }}, "
+    "else_branch = e () => (float[N, C, H, W] q) {{ {1} }}>"
+)
 
 
 def assert_both_ways(body: str, count: int, **options: str) -> list[str]:
@@ -165,9 +168,9 @@ def test_two_levels_down() -> None:
 
 def test_a_loop_that_reads_from_outside() -> None:
     lines = (
-        "i = Identity(x)\n"
-        "y = Loop(times, go, i) <body = b (int64 n, bool go_in, float[2, 4, 5, 5] old) => (bool go_out, float[2, 4, 5, 5] next) "
-        "{ go_out = Identity(go_in)\n s = Add(old, k)\n next = Mul(s, i) }>"
+        "i = Identity(x)\ny = Loop(times, go, i) "
+        "<body = b (int64 n, bool go_in, float[N, C, H, W] old) => (bool go_out, float[N, C, H, W] new) "
+        "{ go_out = Identity(go_in)\n s = Add(old, k)\n new = Mul(s, i) }>"
     )
     check_rewrite(graph(lines, weights="float[4, 1, 1] k, int64 times = {3}, bool go = {1}"), 0, cleanup)
 

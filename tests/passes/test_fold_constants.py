@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
+from aff_deploy.passes.convert import export_model, import_graph
 from aff_deploy.passes.fold_constants import LARGEST_RESULT, fold_constants
 from tests.passes.graphs import apply_passes, assert_parity, check_rewrite, model_of, op_types
 
@@ -141,6 +142,17 @@ def test_division_by_zero_neither_warns_nor_differs() -> None:
 def test_every_opset(opset: int) -> None:
     lines, count = FOLDED["shape arithmetic"]
     assert op_types(check_rewrite(graph(lines, weights=WEIGHTS), count, fold_constants, opset=opset)) == ["Reshape"]
+
+
+def test_sparse_constants_stay() -> None:
+    before = model_of(graph("c = Constant<value_float: float = 1.0>()\ny = Add(x, x)\nz = Relu(c)", out=f"{OUT}, float z"))
+    values = helper.make_tensor("v", TensorProto.FLOAT, [1], [3.0])
+    indices = helper.make_tensor("i", TensorProto.INT64, [1], [2])
+    sparse = helper.make_attribute("sparse_value", helper.make_sparse_tensor(values, indices, [4]))
+    before.graph.node[0].attribute[0].CopyFrom(sparse)
+    imported = import_graph(before)
+    assert fold_constants(imported) == 0
+    assert export_model(imported, before).graph.node[0].attribute[0] == sparse
 
 
 # ---- what only looks constant

@@ -12,7 +12,7 @@ from aff_deploy.onnx_file import check_onnx
 from aff_deploy.passes import Optimized, optimize
 from tests.passes.attention import AFF, GLOBAL, LERP_BLEND, LOCAL, MSCAM, SUM_BLEND, Attention, iaff
 
-SPLIT_BN = "{0}_n = BatchNormalization({0}, gamma, beta, mean, var)"
+TWO = "two = Constant<value_float: float = 2.0>()"
 
 MEMBERS: dict[str, tuple[Attention, str]] = {
     "aff": (AFF, "aff"),
@@ -32,12 +32,17 @@ MEMBERS: dict[str, tuple[Attention, str]] = {
     ),
     "scale before": (
         AFF.but(
-            blend="two = Constant<value_float: float = 2.0>()\none = Constant<value_float: float = 1.0>()\n"
+            blend=TWO + "\none = Constant<value_float: float = 1.0>()\n"
             "x2 = Mul(x, two)\nxw = Mul(x2, w)\ny2 = Mul(y, two)\nrest = Sub(one, w)\nyw = Mul(y2, rest)\nout = Add(xw, yw)"
         ),
         "aff",
     ),
-    "scale after": (AFF.but(blend=SUM_BLEND.replace("out =", "o =") + "\nout = Mul(o, two)").but(pool="p = GlobalAveragePool(a)\ntwo = Constant<value_float: float = 2.0>()"), "aff"),
+    "scale after": (
+        AFF.but(blend=SUM_BLEND.replace("out =", "o =") + "\nout = Mul(o, two)").but(
+            pool="p = GlobalAveragePool(a)\ntwo = Constant<value_float: float = 2.0>()"
+        ),
+        "aff",
+    ),
     "scale on the gate": (
         AFF.but(
             gate="s = Sigmoid(z)\ntwo = Constant<value_float: float = 2.0>()\nw = Mul(s, two)",
@@ -45,7 +50,10 @@ MEMBERS: dict[str, tuple[Attention, str]] = {
         ),
         "aff",
     ),
-    "odd scale": (AFF.but(blend=SUM_BLEND.replace("out =", "o =") + "\nk = Constant<value_float: float = 0.3>()\nout = Mul(k, o)"), "aff"),
+    "odd scale": (
+        AFF.but(blend=SUM_BLEND.replace("out =", "o =") + "\nk = Constant<value_float: float = 0.3>()\nout = Mul(k, o)"),
+        "aff",
+    ),
     "negated twice": (AFF.but(blend=SUM_BLEND.replace("out = Add(xw, yw)", "m = Neg(xw)\nout = Sub(yw, m)")), "aff"),
     "both sides of a Where": (
         AFF.but(
@@ -56,22 +64,36 @@ MEMBERS: dict[str, tuple[Attention, str]] = {
         "aff",
     ),
     "ReduceMean, axes as input": (AFF.but(pool="axes = Constant<value_ints: ints = [2, 3]>()\np = ReduceMean(a, axes)"), "aff"),
-    "ReduceMean, negative axes": (AFF.but(pool="axes = Constant<value_ints: ints = [-1, -2]>()\np = ReduceMean(a, axes)"), "aff"),
+    "ReduceMean, negative axes": (
+        AFF.but(pool="axes = Constant<value_ints: ints = [-1, -2]>()\np = ReduceMean(a, axes)"),
+        "aff",
+    ),
     "ReduceMean, axes as attribute": (AFF.but(opset=13, pool="p = ReduceMean<axes: ints = [2, 3]>(a)"), "aff"),
     "full-size AveragePool": (AFF.but(pool="p = AveragePool<kernel_shape: ints = [5, 6]>(a)"), "aff"),
     "no biases": (AFF.but(local=LOCAL.replace(", b1", "").replace(", b2", ""), branch=GLOBAL.replace(", c2", "")), "aff"),
-    "factor before the branches": (AFF.but(logits="two = Constant<value_float: float = 2.0>()\ns = Add(l, g)\nz = Mul(s, two)"), "aff"),
+    "factor before the branches": (AFF.but(logits=TWO + "\ns = Add(l, g)\nz = Mul(s, two)"), "aff"),
     "difference of branches": (AFF.but(logits="z = Sub(l, g)"), "aff"),
-    "mean of the inputs": (AFF.but(context="half = Constant<value_float: float = 0.5>()\nt = Add(x, y)\na = Mul(t, half)"), "aff"),
+    "mean of the inputs": (
+        AFF.but(context="half = Constant<value_float: float = 0.5>()\nt = Add(x, y)\na = Mul(t, half)"),
+        "aff",
+    ),
     "constant in the logits": (AFF.but(logits="k = Constant<value_float: float = 0.7>()\ns = Add(l, g)\nz = Add(s, k)"), "aff"),
     "BatchNorm behind the branches": (
         AFF.but(
             local=LOCAL.replace("l = Conv", "l_c = Conv") + "\nl = BatchNormalization(l_c, gamma, beta, mean, var)",
-            branch=GLOBAL.replace("g_t = Conv(p, v1, c1)", "g_c = Conv(p, v1, c1)\ng_t = BatchNormalization(g_c, gamma1, beta1, mean1, var1)"),
+            branch=GLOBAL.replace(
+                "g_t = Conv(p, v1, c1)", "g_c = Conv(p, v1, c1)\ng_t = BatchNormalization(g_c, gamma1, beta1, mean1, var1)"
+            ),
         ),
         "aff",
     ),
-    "LeakyRelu": (AFF.but(local=LOCAL.replace("Relu", "LeakyRelu<alpha: float = 0.2>"), branch=GLOBAL.replace("Relu", "LeakyRelu<alpha: float = 0.2>")), "aff"),
+    "LeakyRelu": (
+        AFF.but(
+            local=LOCAL.replace("Relu", "LeakyRelu<alpha: float = 0.2>"),
+            branch=GLOBAL.replace("Relu", "LeakyRelu<alpha: float = 0.2>"),
+        ),
+        "aff",
+    ),
     "SiLU": (
         AFF.but(
             local=LOCAL.replace("l_h = Relu(l_t)", "l_s = Sigmoid(l_t)\nl_h = Mul(l_t, l_s)"),
@@ -82,7 +104,10 @@ MEMBERS: dict[str, tuple[Attention, str]] = {
     "local only": (AFF.but(pool="", branch="", logits="z = Identity(l)"), "aff"),
     "global only": (AFF.but(local="", logits="z = Identity(g)"), "aff"),
     "context of its own": (AFF.but(context="a = Mul(x, y)"), "aff"),
-    "one input doubled outside": (AFF.but(blend=LERP_BLEND.replace("(x, y)", "(x2, y)"), context="a = Add(x, y)\nx2 = Add(x, x)"), "aff"),
+    "one input doubled outside": (
+        AFF.but(blend=LERP_BLEND.replace("(x, y)", "(x2, y)"), context="a = Add(x, y)\nx2 = Add(x, x)"),
+        "aff",
+    ),
     "context is one of the inputs": (AFF.but(context="a = Identity(x)"), "aff"),
     "iaff": (iaff(share_global=False), "iaff"),
     "iaff with the shared branch": (iaff(share_global=True), "iaff"),
@@ -93,13 +118,19 @@ MEMBERS: dict[str, tuple[Attention, str]] = {
     "1-D": (AFF.but(dims="N,8,T"), "aff"),
     "3-D": (AFF.but(dims="2,8,3,4,5"), "aff"),
     **{f"opset {version}": (iaff(share_global=False).but(opset=version), "iaff") for version in range(13, 21)},
-    "opset 13, scale 2": (AFF.but(opset=13, blend=SUM_BLEND.replace("out =", "o =") + "\ntwo = Constant<value_float: float = 2.0>()\nout = Mul(o, two)"), "aff"),
+    "opset 13, scale 2": (
+        AFF.but(
+            opset=13,
+            blend=SUM_BLEND.replace("out =", "o =") + "\ntwo = Constant<value_float: float = 2.0>()\nout = Mul(o, two)",
+        ),
+        "aff",
+    ),
     "Relu behind": (AFF.but(blend=SUM_BLEND.replace("out =", "o =") + "\nout = Relu(o)"), "aff"),
     "inputs from convolutions, and shared with others": (
         AFF.but(blend=LERP_BLEND.replace("out =", "o =") + "\nrx = Relu(x)\nout = Add(o, rx)"),
         "aff",
     ),
-}  # fmt: skip
+}
 
 NEAR_MISSES: dict[str, tuple[Attention, str]] = {
     "branches multiplied": (AFF.but(logits="z = Mul(l, g)"), "multiplied"),
@@ -147,7 +178,7 @@ NEAR_MISSES: dict[str, tuple[Attention, str]] = {
         ),
         "training mode",
     ),
-}  # fmt: skip
+}
 
 
 def feeds_for(model: onnx.ModelProto, spread: float = 1.5, seed: int = 1) -> dict[str, np.ndarray]:

@@ -1,0 +1,255 @@
+"""The passes together: what goes in stays as it is, what comes out is the same function and says what was done."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+from onnx import ModelProto, TensorProto, helper
+
+from aff_deploy.errors import AffDeployError, CheckFailed, ModelError
+from aff_deploy.onnx_file import check_onnx
+from aff_deploy.passes import DEFAULT_PASSES, FUSION_PASSES, Optimized, inspect_model, optimize
+from tests.passes.graphs import assert_parity, assert_same, feeds_of, model_of, op_types, run_ort
+
+C = 16
+BN = "".join(f", float[{C}] gamma{i}, float[{C}] beta{i}, float[{C}] mean{i}, float[{C}] var{i}" for i in range(2))
+AFF = f"""g (float[N, {C}, 5, 6] x, float[N, {C}, 5, 6] skip) => (float[N, {C}, 5, 6] out)
+<float[{C}, {C}, 1, 1] k, float[4, {C}, 1, 1] w1, float[4] b1, float[{C}, 4, 1, 1] w2, float[{C}] b2,
+ float[4, {C}, 1, 1] v1, float[4] c1, float[{C}, 4, 1, 1] v2, float[{C}] c2{BN}> {{
+  conv = Conv(skip, k)
+  y = BatchNormalization(conv, gamma0, beta0, mean0, var0)
+  a = Add(x, y)
+  same = Identity(a)
+  l_t = Conv(same, w1, b1)
+  l_h = Relu(l_t)
+  l_c = Conv(l_h, w2, b2)
+  l = BatchNormalization(l_c, gamma1, beta1, mean1, var1)
+  p = GlobalAveragePool(a)
+  g_t = Conv(p, v1, c1)
+  g_h = Relu(g_t)
+  g = Conv(g_h, v2, c2)
+  z = Add(l, g)
+  w = Sigmoid(z)
+  one = Constant<value_float: float = 1.0>()
+  rest = Sub(one, w)
+  xw = Mul(x, w)
+  yw = Mul(y, rest)
+  out = Add(xw, yw)
+}}"""
+
+
+def aff(**options: object) -> ModelProto:
+    return model_of(AFF, **options)  # type: ignore[arg-type]
+
+
+def passes_of(result: Optimized) -> dict[str, int]:
+    """Rewrites by pass, of those that made any; of one that runs twice, both together."""
+    counts: dict[str, int] = {}
+    for done in result.passes:
+        counts[done.name] = counts.get(done.name, 0) + done.rewrites
+    return {name: count for name, count in counts.items() if count}
+
+
+@pytest.mark.parametrize("opset", range(13, 21))
+def test_all_of_it(opset: int) -> None:
+    before = aff(opset=opset)
+    result = optimize(before)
+    assert passes_of(result) == {"cleanup": 1, "fold_constants": 1, "fold_batchnorm": 2, "fuse_attention": 1}
+    assert sorted(op_types(result.model)) == ["AttentionalFusion", "Conv"]
+    assert [fusion.kind for fusion in result.fusions] == ["aff"]
+    assert result.rejected == ()
+    check_onnx(result.model)
+    assert_parity(before, result.model)
+
+
+def test_the_passes_are_reported_in_their_order() -> None:
+    result = optimize(aff())
+    assert [done.name for done in result.passes] == [step.__name__ for step in DEFAULT_PASSES + FUSION_PASSES]
+    assert all(done.seconds >= 0 for done in result.passes)
+    assert result.passes[-1].nodes == len(result.model.graph.node)
+
+
+def test_without_fusion() -> None:
+    before = aff()
+    result = optimize(before, fuse=False)
+    assert passes_of(result) == {"cleanup": 1, "fold_constants": 1, "fold_batchnorm": 2}
+    assert result.fusions == ()
+    assert not result.model.functions
+    assert_parity(before, result.model)
+
+
+def test_the_model_that_goes_in_stays_as_it_is() -> None:
+    before = aff()
+    kept = before.SerializeToString(deterministic=True)
+    result = optimize(before)
+    inspect_model(before)
+    assert before.SerializeToString(deterministic=True) == kept
+    result.model.graph.initializer[0].raw_data = b""
+    result.model.graph.node[0].name = "changed"
+    assert before.SerializeToString(deterministic=True) == kept
+
+
+def test_a_second_time_changes_nothing() -> None:
+    once = optimize(aff())
+    twice = optimize(once.model)
+    assert sum(done.rewrites for done in twice.passes) == 0
+    assert twice.fusions == once.fusions
+    assert twice.model == once.model
+
+
+def test_the_same_input_gives_the_same_bytes() -> None:
+    first, second = (optimize(aff()).model.SerializeToString(deterministic=True) for _ in range(2))
+    assert first == second
+
+
+def test_to_dict_is_what_the_command_prints() -> None:
+    result = optimize(aff())
+    document = result.to_dict()
+    assert sorted(document) == ["fusions", "passes", "rejected"]
+    assert [sorted(entry) for entry in document["passes"]] == [["name", "nodes", "rewrites", "seconds"]] * len(result.passes)
+    (fusion,) = document["fusions"]
+    assert {"name", "kind", "channels", "inter_channels", "scale", "activation", "context"} <= set(fusion)
+    assert (fusion["channels"], fusion["inter_channels"], fusion["scale"]) == (C, 4, 1.0)
+
+
+def test_rejected_says_what_and_why() -> None:
+    before = aff()
+    before.graph.output.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, ["N", C, 5, 6]))
+    result = optimize(before)
+    assert result.fusions == ()
+    (rejection,) = result.rejected
+    assert "'w'" in rejection.reason
+    assert result.to_dict()["rejected"] == [asdict(rejection)]
+    assert_parity(before, result.model)
+
+
+# ---- after each pass
+
+
+def test_after_pass_sees_a_valid_model_after_each_pass_that_did_something() -> None:
+    before = aff()
+    seen: list[str] = []
+
+    def look(name: str, model: ModelProto) -> None:
+        check_onnx(model)
+        assert_parity(before, model, reference=False)
+        seen.append(name)
+
+    optimize(before, after_pass=look)
+    assert seen == ["cleanup", "fold_constants", "fold_batchnorm", "fuse_attention"]
+
+
+def test_after_pass_is_not_called_for_nothing() -> None:
+    seen: list[str] = []
+    optimize(model_of("g (float[2] x) => (float[2] y) { y = Relu(x) }"), after_pass=lambda name, _: seen.append(name))
+    assert seen == []
+
+
+def test_what_after_pass_raises_ends_it() -> None:
+    def refuse(name: str, _: ModelProto) -> None:
+        raise CheckFailed(name)
+
+    with pytest.raises(CheckFailed, match="cleanup"):
+        optimize(aff(), after_pass=refuse)
+
+
+def test_what_after_pass_does_to_its_model_changes_nothing() -> None:
+    def vandalise(_: str, model: ModelProto) -> None:
+        for tensor in model.graph.initializer:
+            tensor.name, tensor.raw_data = "gone", b""
+        del model.graph.node[:]
+
+    before = aff()
+    assert_parity(before, optimize(before, after_pass=vandalise).model)
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("opset", [1, 7, 10, 26, 10_000])
+def test_opsets_out_of_range_are_refused(opset: int) -> None:
+    before = model_of("g (float[2] x) => (float[2] y) { y = Relu(x) }")
+    before.opset_import[0].version = opset
+    with pytest.raises(ModelError, match=f"opset {opset};") as caught:
+        optimize(before)
+    assert caught.value.fix
+
+
+def test_a_model_without_the_standard_domain_is_refused() -> None:
+    before = model_of("g (float[2] x) => (float[2] y) { y = Relu(x) }")
+    before.opset_import[0].domain = "somebody"
+    with pytest.raises(ModelError, match="opset None"):
+        optimize(before)
+
+
+def test_an_attribute_that_is_no_text_is_refused() -> None:
+    before = model_of(
+        'g (float[1, 1, 2] x) => (float[1, 1, 2] y) <float[1, 1, 1] k> { y = Conv<auto_pad: string = "VALID">(x, k) }'
+    )
+    before.graph.node[0].attribute[0].s = b"\xff\xfe"
+    with pytest.raises(AffDeployError):
+        optimize(before)
+
+
+# ---- inspection
+
+
+def test_inspect_model() -> None:
+    before = aff()
+    document = inspect_model(before)
+    assert document["ops"]["Conv"] == 5
+    assert document["ops"]["BatchNormalization"] == 2
+    assert [fusion["kind"] for fusion in document["fusions"]] == ["aff"]
+    assert document["inputs"][0] == {"name": "x", "dtype": "float32", "shape": ["N", C, 5, 6]}
+    assert document["outputs"] == [{"name": "out", "dtype": "float32", "shape": ["N", C, 5, 6]}]
+
+
+def test_inspect_a_fused_model_finds_the_same_fusions() -> None:
+    before = aff()
+    fused = optimize(before).model
+    assert inspect_model(fused)["fusions"] == inspect_model(before)["fusions"]
+    assert inspect_model(fused)["ops"] == {"AttentionalFusion": 1, "Conv": 1}
+
+
+def test_inspect_names_operators_of_other_domains() -> None:
+    before = model_of(
+        "g (float[2] x) => (float[2] y) { y = theirs.f(x) }",
+        domains=', "theirs" : 1',
+        functions='<domain: "theirs", opset_import: ["" : 18]> f (a) => (b) { b = Neg(a) }',
+    )
+    assert inspect_model(before)["ops"] == {"theirs::f": 1}
+
+
+# ---- types
+
+
+def of_type(name: str) -> str:
+    one = "one = Constant<value_float: float = 1.0>()"
+    number = TensorProto.DataType.Value(name.upper())
+    assert one in AFF
+    return AFF.replace("float[", f"{name}[").replace(one, f"{one.replace('one', 'f', 1)}\n  one = Cast<to: int = {number}>(f)")
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_float16(opset: int) -> None:
+    before = model_of(of_type("float16"), opset=opset)
+    result = optimize(before)
+    assert len(result.fusions) == 1
+    feeds = feeds_of(before)
+    assert_same(run_ort(before, feeds), run_ort(result.model, feeds))
+
+
+def test_bfloat16() -> None:
+    # Without a bias, one has to be made in this type.
+    result = optimize(model_of(of_type("bfloat16").replace(", b2)", ")").replace(", c1)", ")"), opset=22))
+    assert len(result.fusions) == 1
+    check_onnx(result.model)
+    assert {tensor.data_type for tensor in result.model.graph.initializer} == {TensorProto.BFLOAT16}
+
+
+def test_double() -> None:
+    result = optimize(model_of(of_type("double")))
+    assert len(result.fusions) == 1
+    check_onnx(result.model)
+    assert {tensor.data_type for tensor in result.model.graph.initializer} == {TensorProto.DOUBLE}
