@@ -11,7 +11,7 @@ ReduceMean among them. Hence ``blocked``:
 * the last addition goes into a depthwise 1x1 convolution with weight 1, where a Relu behind the
   fusion becomes its activation.
 
-and ``blocked_static``, where height and width are known: the global logits are upsampled to full
+and ``blocked_static``, where batch, height and width are known: the global logits are upsampled to full
 size, so that their addition and the gate's nonlinearity happen inside the local branch's second
 convolution. (A broadcast addition in the blocked layout runs 16 elements at a time.)
 

@@ -103,7 +103,11 @@ def _function(
 
 
 def _best_form(node: NodeProto, types: Mapping[str, TypeProto.Tensor]) -> Form:
-    """The fastest form that a call allows: the blocked layout is for 4-D float32, whole blocks of channels."""
+    """The fastest form that a call allows: the blocked layout is for 4-D float32, whole blocks of channels.
+
+    ONNX Runtime keeps to it only where it can prove that two shapes are equal: of a dynamic height or
+    width it cannot, and of a dynamic batch it cannot behind an upsampling.
+    """
     kind = types.get(node.input[0])
     shape = static_shape(kind)
     channels = attributes(node).get("channels")
@@ -111,4 +115,6 @@ def _best_form(node: NodeProto, types: Mapping[str, TypeProto.Tensor]) -> Form:
         return "plain"
     if not isinstance(channels, int) or channels % BLOCK:
         return "plain"
-    return "blocked_static" if all(isinstance(dim, int) for dim in shape[2:]) else "blocked"
+    if not all(isinstance(dim, int) for dim in shape[2:]):
+        return "plain"
+    return "blocked_static" if isinstance(shape[0], int) else "blocked"

@@ -274,7 +274,8 @@ def test_without_fuse_the_attention_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dims", "attributes"), [("N,16,6,6", ["channels", "upsample"]), ("N,16,H,W", ["channels"]), ("N,12,6,6", [])]
+    ("dims", "attributes"),
+    [("2,16,6,6", ["channels", "upsample"]), ("N,16,6,6", ["channels"]), ("N,16,H,W", []), ("N,12,6,6", []), ("2,16,6", [])],
 )
 def test_the_body_suits_the_shapes(dims: str, attributes: list[str]) -> None:
     """Blocked channels and static sizes each allow a faster body."""
