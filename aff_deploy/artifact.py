@@ -16,7 +16,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -77,11 +77,20 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         ) from None
     if not isinstance(manifest, dict):
         raise InputError(f"manifest {beside} is not a JSON object", fix="make the file again, or delete its manifest")
-    if manifest.get("sha256") != sha256(path):
-        raise InputError(
-            f"{path} is not the file that its manifest describes", fix="make it again, or delete the stale manifest"
-        )
+    for file, expected in _described(path, manifest):
+        if not file.is_file() or sha256(file) != expected:
+            raise InputError(
+                f"{file} is not the file that its manifest describes", fix="make it again, or delete the stale manifest"
+            )
     return manifest
+
+
+def _described(path: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[Path, object]]:
+    """The files that a manifest vouches for, none outside its folder, with their hashes."""
+    yield path, manifest.get("sha256")
+    companions = manifest.get("companions")
+    for name, expected in companions.items() if isinstance(companions, dict) else ():
+        yield path.with_name(Path(name).name or path.name), expected
 
 
 def _output_error(path: Path, error: OSError) -> OutputError:
@@ -204,9 +213,16 @@ def staged_file(path: Path) -> Iterator[Path]:
                 os.replace(item, path.parent / item.name)
 
 
-def write_manifest(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the manifest of the file at `path` beside it and return it."""
+def write_manifest(path: Path, facts: Mapping[str, Any], *, companions: Sequence[Path] = ()) -> dict[str, Any]:
+    """Write the manifest of the file at `path` beside it and return it.
+
+    Args:
+        path: the file.
+        facts: what to say of it.
+        companions: files beside it that it needs (external weights); their hashes are recorded too.
+    """
     manifest = {"format": MANIFEST_FORMAT, "file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
+    manifest["companions"] = {companion.name: sha256(companion) for companion in companions}
     manifest |= {"versions": versions(), **facts}
     manifest_path(path).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return manifest

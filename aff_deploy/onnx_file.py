@@ -217,7 +217,7 @@ def save_onnx(model: ModelProto, path: Path, facts: Mapping[str, Any]) -> Artifa
         else:
             with open(staged, "wb") as file:
                 file.writelines(_serialised(model))
-        manifest = write_manifest(staged, facts)
+        manifest = write_manifest(staged, facts, companions=[p for p in staged.parent.iterdir() if p != staged])
     return Artifact(path, manifest)
 
 

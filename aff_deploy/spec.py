@@ -59,7 +59,7 @@ class TensorSpec:
     def is_dynamic(self) -> bool:
         return any(isinstance(d, str) for d in self.shape)
 
-    def concrete(self, **sizes: int) -> tuple[int, ...]:
+    def concrete(self, /, **sizes: int) -> tuple[int, ...]:
         """The shape as integers: dynamic dimensions from `sizes` by name, else from ``example``, else 1."""
         example = self.example or tuple(d if isinstance(d, int) else 1 for d in self.shape)
         return tuple(d if isinstance(d, int) else sizes.get(d, e) for d, e in zip(self.shape, example, strict=True))

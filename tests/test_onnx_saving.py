@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from aff_deploy import onnx_file
-from aff_deploy.artifact import manifest_path, sha256
-from aff_deploy.errors import OutputError
+from aff_deploy.artifact import manifest_path, read_manifest, sha256
+from aff_deploy.errors import InputError, OutputError
 from aff_deploy.onnx_file import load_onnx, save_onnx
 from tests.onnx_files import small_model
 from tests.passes.graphs import assert_same, feeds_of, model_of, run_ort
@@ -47,6 +47,16 @@ def test_large_models_keep_their_weights_in_a_file_of_their_own(path: Path, monk
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     assert_same(expected, session.run(None, feeds))
+
+
+def test_the_manifest_vouches_for_external_weights_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_file, "MAX_MODEL_BYTES", 1000)
+    save_onnx(model_of("g (float[N, 64] x) => (float[N, 64] y) <float[64, 64] k> { y = MatMul(x, k) }"), path, {})
+    assert read_manifest(path) is not None
+    weights = path.with_name("model.onnx.data")
+    weights.write_bytes(weights.read_bytes()[::-1])
+    with pytest.raises(InputError, match=r"model\.onnx\.data is not the file"):
+        read_manifest(path)
 
 
 def test_large_models_of_typed_data(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
