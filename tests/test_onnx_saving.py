@@ -78,7 +78,7 @@ def test_a_failing_save_leaves_what_was_there(path: Path, monkeypatch: pytest.Mo
     save_onnx(small_model(), path, {"take": 1})
     before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(onnx_file, "write_manifest", full)

@@ -1,0 +1,150 @@
+"""Which network a checkpoint is of, told from its names and shapes: for the words of an error."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from aff_deploy.errors import NetworkError
+from aff_deploy.nets import cifar, digits, fpn, inception, resnet
+from aff_deploy.nets.names import authors_to_ours, fusions, is_gluon
+
+Shapes = Mapping[str, Sequence[int]]
+"""The shape of each named tensor."""
+
+FACTORIES: tuple[Callable[..., nn.Module], ...] = (
+    *(resnet.aff_resnet50, resnet.iaff_resnet50, resnet.aff_resnext50_32x4d, resnet.iaff_resnext50_32x4d),
+    *(resnet.add_resnet50, resnet.add_resnext50_32x4d),
+    *(cifar.aff_resnet32, cifar.iaff_resnet32, cifar.aff_resnext38_32x4d, cifar.aff_resnext47_32x4d),
+    *(cifar.iaff_resnext38_32x4d, digits.aff_resnet_digits, digits.iaff_resnet_digits),
+    *(inception.aff_inception, fpn.aff_fpn_resnet50),
+)
+"""In the order in which they are tried; the layers of a checkpoint decide between those that differ in nothing else."""
+
+MAX_BLOCKS = 512
+COUNTER = "num_batches_tracked"
+
+_BLOCK = re.compile(r"((?:backbone\.)?stages)\.(\d+)\.(\d+)\.(.+)")
+_PORT_BLOCK = re.compile(r"layer(\d+)\.(\d+)\.conv1\.weight")
+_PORT_DEPTHS = {
+    (2, 2, 2, 2): ("18", ""),
+    (3, 4, 6, 3): ("34", "50"),
+    (3, 4, 23, 3): ("", "101"),
+    (3, 8, 36, 3): ("", "152"),
+}
+
+
+def recognise(shapes: Shapes) -> str | None:
+    """The network that has these tensors, in words, such as ``aff_resnet50(num_classes=10)``; None where none is known.
+
+    A bundled network is named only if every name and shape is its own (BatchNorm's counters and the
+    affine parameters that Gluon stores for a BatchNorm without them aside). Otherwise the family is
+    described: the authors' networks in other sizes, or the PyTorch port.
+    """
+    port = _port(shapes)
+    if port is not None:
+        return port
+    translated = authors_to_ours(shapes) if is_gluon(shapes) or any(name.startswith("features.") for name in shapes) else None
+    ours = {(translated or {}).get(name, name): tuple(shape) for name, shape in shapes.items() if not name.endswith(COUNTER)}
+    words = _bundled(ours) or _family(ours)
+    return f"{words}, in the names of the authors' MXNet code" if words and translated else words
+
+
+def _layers(ours: Shapes) -> list[int]:
+    """Blocks of each stage; empty where there are no stages, or more blocks than a network has."""
+    blocks = {(int(match[2]), int(match[3])) for name in ours if (match := _BLOCK.fullmatch(name))}
+    stages = sorted({stage for stage, _ in blocks})
+    if stages != list(range(len(stages))) or len(blocks) > MAX_BLOCKS:
+        return []
+    return [sum(of == stage for of, _ in blocks) for stage in stages]
+
+
+def _bundled(ours: Shapes) -> str | None:
+    layers = _layers(ours)
+    if not layers:
+        return None
+    inferred: dict[str, Any] = {"layers": layers}
+    if "fc.weight" in ours:
+        inferred["num_classes"] = ours["fc.weight"][0]
+    if "lateral.0.weight" in ours:
+        inferred["width"] = ours["lateral.0.weight"][0]
+    found = sorted(fusions(ours))
+    fused = [int(match[2]) + 1 for path in found if (match := _BLOCK.fullmatch(path + "."))]
+    fused = [int(path.split("stages.")[1].split(".")[0]) + 1 for path in found if "stages." in path]
+    if fused:
+        inferred["start_layer"] = min(fused)
+    if found:
+        inner, channels = ours[f"{found[0]}.local_att.0.weight"][:2]
+        ratio = channels / max(inner, 1)
+        inferred["r"] = int(ratio) if ratio == int(ratio) else ratio
+    kind = _kind(ours)
+    for factory in FACTORIES:
+        if not factory.__name__.startswith(f"{kind}_"):
+            continue
+        known = inspect.signature(factory).parameters
+        arguments = {key: value for key, value in inferred.items() if key in known}
+        if _same(factory, arguments, ours):
+            given = {key: value for key, value in arguments.items() if value != _plain(known[key].default)}
+            text = ", ".join(f"{key}={value}" for key, value in given.items())
+            return f"{factory.__name__}({text})" if text else factory.__name__
+    return None
+
+
+def _same(factory: Callable[..., nn.Module], arguments: Mapping[str, Any], ours: Shapes) -> bool:
+    try:
+        with torch.device("meta"):
+            network = factory(**arguments)
+    except (NetworkError, RuntimeError):
+        return False
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items() if not name.endswith(COUNTER)}
+    bare = {f"{name}." for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d) and not module.affine}
+    seen = {name: shape for name, shape in ours.items() if name in expected or name.rpartition(".")[0] + "." not in bare}
+    return seen == expected
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _kind(names: Sequence[str] | Shapes) -> str:
+    if any(".local_att2." in name for name in names):
+        return "iaff"
+    return "aff" if any(".local_att." in name for name in names) else "add"
+
+
+def _family(ours: Shapes) -> str | None:
+    """A network of the authors' design in sizes that no bundled one has."""
+    layers = _layers(ours)
+    last = [ours.get(f"stages.{stage}.0.body.{end}.weight", ()) for stage in range(len(layers)) for end in (5, 6)]
+    widths = [shape[0] for shape in last if len(shape) == 4]
+    if len(layers) not in (3, 4) or len(widths) != len(layers):
+        return None
+    bottleneck = "stages.0.0.body.6.weight" in ours
+    grouped = bottleneck and ours.get("stages.0.0.body.3.weight", (0, 0))[:2] != (ours["stages.0.0.body.0.weight"][0],) * 2
+    design = "a ResNeXt" if grouped else "a ResNet" if bottleneck else "a pre-activation ResNet"
+    where = "ImageNet" if len(layers) == 4 else "CIFAR"
+    fusion = {"iaff": "iAFF", "aff": "AFF", "add": "no fusion"}[_kind(ours)]
+    classes = f", {ours['fc.weight'][0]} classes" if "fc.weight" in ours else ""
+    sizes, blocks = (", ".join(map(str, values)) for values in (widths, layers))
+    return f"{design} for {where} with {fusion}: stages of {sizes} channels, {blocks} blocks{classes}"
+
+
+def _port(shapes: Shapes) -> str | None:
+    """The PyTorch port: torchvision's ResNet, fused in every block by modules with the names of ours."""
+    blocks = {(int(match[1]), int(match[2])) for name in shapes if (match := _PORT_BLOCK.fullmatch(name))}
+    stem = shapes.get("conv1.weight", ())
+    if is_gluon(shapes) or len(stem) != 4 or not blocks or _kind(shapes) == "add":
+        return None
+    layers = tuple(sum(of == stage for of, _ in blocks) for stage in sorted({stage for stage, _ in blocks}))
+    bottleneck = "layer1.0.conv3.weight" in shapes
+    middle = tuple(shapes.get("layer1.0.conv2.weight", (0, 0)))
+    depth = _PORT_DEPTHS.get(layers, ("", ""))[bottleneck]
+    family = "ResNeXt" if bottleneck and middle[0] != middle[1] else "ResNet"
+    name = f"{family}-{depth}" if depth else f"{family} of {', '.join(map(str, layers))} blocks"
+    fusion = "iAFF" if _kind(shapes) == "iaff" else "AFF"
+    return f"the PyTorch port's {name} with {fusion} ({stem[2]}x{stem[3]} stem, fusion in every stage), which is not the authors' network"
