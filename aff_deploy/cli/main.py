@@ -18,7 +18,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from aff_deploy import __version__
-from aff_deploy.cli import deploy, doctor, export, graph, validate
+from aff_deploy.cli import convert, deploy, doctor, export, graph, validate
 from aff_deploy.errors import AffDeployError
 
 EXIT_BUG = 70
@@ -40,6 +40,7 @@ app.command("export")(export.export)
 app.command("optimize")(graph.optimize)
 app.command("inspect")(graph.inspect)
 app.command("validate")(validate.validate)
+app.command("convert-weights")(convert.convert_weights)
 app.command("doctor")(doctor.doctor)
 
 

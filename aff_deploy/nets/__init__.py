@@ -11,6 +11,8 @@ except ModuleNotFoundError as _error:
         raise
     raise MissingDependency("building a network needs PyTorch, which is not installed", extra="cpu") from None
 
+# Not in __all__, whose lower-case names are networks.
+from aff_deploy.nets.checkpoints import load_weights as load_weights
 from aff_deploy.nets.cifar import (
     aff_resnet32,
     aff_resnext38_32x4d,

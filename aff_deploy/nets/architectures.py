@@ -31,7 +31,8 @@ COUNTER = "num_batches_tracked"
 
 _BLOCK = re.compile(r"((?:backbone\.)?stages)\.(\d+)\.(\d+)\.(.+)")
 _PORT_BLOCK = re.compile(r"layer(\d+)\.(\d+)\.conv1\.weight")
-_PORT_DEPTHS = {
+# Of basic blocks, of bottlenecks.
+_PORT_DEPTHS: dict[tuple[int, ...], tuple[str, str]] = {
     (2, 2, 2, 2): ("18", ""),
     (3, 4, 6, 3): ("34", "50"),
     (3, 4, 23, 3): ("", "101"),
@@ -74,10 +75,9 @@ def _bundled(ours: Shapes) -> str | None:
     if "lateral.0.weight" in ours:
         inferred["width"] = ours["lateral.0.weight"][0]
     found = sorted(fusions(ours))
-    fused = [int(match[2]) + 1 for path in found if (match := _BLOCK.fullmatch(path + "."))]
-    fused = [int(path.split("stages.")[1].split(".")[0]) + 1 for path in found if "stages." in path]
+    fused = [int(match[2]) for path in found if (match := _BLOCK.fullmatch(path))]
     if fused:
-        inferred["start_layer"] = min(fused)
+        inferred["start_layer"] = min(fused) + 1
     if found:
         inner, channels = ours[f"{found[0]}.local_att.0.weight"][:2]
         ratio = channels / max(inner, 1)
@@ -147,4 +147,5 @@ def _port(shapes: Shapes) -> str | None:
     family = "ResNeXt" if bottleneck and middle[0] != middle[1] else "ResNet"
     name = f"{family}-{depth}" if depth else f"{family} of {', '.join(map(str, layers))} blocks"
     fusion = "iAFF" if _kind(shapes) == "iaff" else "AFF"
-    return f"the PyTorch port's {name} with {fusion} ({stem[2]}x{stem[3]} stem, fusion in every stage), which is not the authors' network"
+    differs = f"{stem[2]}x{stem[3]} stem, fusion in every stage, another network than the authors' own"
+    return f"the PyTorch port's {name} with {fusion} ({differs})"

@@ -110,7 +110,9 @@ class _Reader:
         element = self._number("<i", what)
         if element not in DTYPES:
             if element in OTHER_DTYPES:
-                raise WeightsError(f"{self.path}: {what} is {OTHER_DTYPES[element]}", fix="cast the network to float32 and save it")
+                raise WeightsError(
+                    f"{self.path}: {what} is {OTHER_DTYPES[element]}", fix="cast the network to float32 and save it"
+                )
             raise self._damaged(f"{what} has element type {element}")
         dtype = np.dtype(DTYPES[element])
         content = self._bytes(math.prod(shape) * dtype.itemsize, what)

@@ -34,6 +34,8 @@ _STEP = re.compile(r"(conv|bn)([123])\.(.+)")
 _CHILD = re.compile(r"(body|resfwd|downsample|attention)\.(.+)")
 _SHORTCUT = re.compile(r"downsample\.(\d+)\.(.+)")
 _FUSION = re.compile(r"(.+)\.local_att\.0\.weight")
+_PORT = re.compile(r"(.+\.)?layer\d+\.\d+\.fuse_mode\.local_att\.0\.weight")
+
 LEAVES = {"gamma": "weight", "beta": "bias"}
 TOP = {"bn1": "stem.7", "output": "fc"}
 CHILDREN = {"resfwd": "body", "attention": "fusion"}
@@ -42,6 +44,11 @@ CHILDREN = {"resfwd": "body", "attention": "fusion"}
 def is_gluon(names: Collection[str]) -> bool:
     """Whether BatchNorm's parameters have the names that MXNet's Gluon gives them."""
     return any(_GLUON_LEAF.fullmatch(name) for name in names)
+
+
+def is_port(names: Collection[str]) -> bool:
+    """Whether these are the names of the PyTorch port's ResNets: torchvision's, with a ``fuse_mode`` in the blocks."""
+    return any(_PORT.fullmatch(name) for name in names)
 
 
 def unwrapped(names: Collection[str], wanted: Collection[str]) -> dict[str, str]:

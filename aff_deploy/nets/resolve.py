@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from aff_deploy.errors import AffDeployError, NetworkError
-from aff_deploy.nets.checkpoints import load_weights
+from aff_deploy.nets.checkpoints import LoadedWeights, load_weights
 from aff_deploy.recipe import Recipe, bundled_recipes, find_recipe
 from aff_deploy.spec import TensorSpec
 
@@ -37,6 +37,7 @@ class Network:
         inputs: what it takes; empty where neither caller nor recipe said.
         recipe: where it came from, if from one.
         weights: the file its weights came from; None where they are the seeded initialisation.
+        loaded: what loading that file found and chose.
     """
 
     name: str
@@ -44,9 +45,17 @@ class Network:
     inputs: tuple[TensorSpec, ...]
     recipe: Recipe | None = None
     weights: Path | None = None
+    loaded: LoadedWeights | None = None
 
 
-def resolve_network(reference: str, *, weights: Path | None = None, inputs: Sequence[TensorSpec] = ()) -> Network:
+def resolve_network(
+    reference: str,
+    *,
+    weights: Path | None = None,
+    inputs: Sequence[TensorSpec] = (),
+    arguments: Mapping[str, Any] | None = None,
+    weights_key: str | None = None,
+) -> Network:
     """Build the network that `reference` means.
 
     Args:
@@ -54,6 +63,8 @@ def resolve_network(reference: str, *, weights: Path | None = None, inputs: Sequ
             is importable) or ``file.py:callable``. The callable returns an ``nn.Module``, or is one.
         weights: a weights file to use instead of the recipe's.
         inputs: inputs to use instead of the recipe's.
+        arguments: keyword arguments of the callable, before the recipe's of the same name.
+        weights_key: in a PyTorch file `weights`, under which name the state dict lies.
 
     Raises:
         NetworkError: no such network, or it cannot be imported or built.
@@ -62,29 +73,36 @@ def resolve_network(reference: str, *, weights: Path | None = None, inputs: Sequ
     """
     recipe = find_recipe(reference)
     if recipe is not None:
-        return network_of_recipe(recipe, weights=weights, inputs=inputs)
+        return network_of_recipe(recipe, weights=weights, inputs=inputs, arguments=arguments, weights_key=weights_key)
     if ":" not in reference:
         raise _unknown(reference)
-    module = _build(reference, Path(), {})
-    if weights is not None:
-        load_weights(module, weights)
+    module = _build(reference, Path(), arguments or {})
+    loaded = load_weights(module, weights, key=weights_key) if weights is not None else None
     name = reference.rpartition(":")[2].rpartition(".")[2]
-    return Network(name, _frozen(module), tuple(inputs), None, weights)
+    return Network(name, _frozen(module), tuple(inputs), None, weights, loaded)
 
 
-def network_of_recipe(recipe: Recipe, *, weights: Path | None = None, inputs: Sequence[TensorSpec] = ()) -> Network:
-    """Build the network that `recipe` describes; `weights` and `inputs` replace the recipe's.
+def network_of_recipe(
+    recipe: Recipe,
+    *,
+    weights: Path | None = None,
+    inputs: Sequence[TensorSpec] = (),
+    arguments: Mapping[str, Any] | None = None,
+    weights_key: str | None = None,
+) -> Network:
+    """Build the network that `recipe` describes; what is given replaces the recipe's, each of the `arguments` by name.
 
     Raises:
         NetworkError, WeightsError: as `resolve_network`.
     """
-    module = _build(recipe.network, recipe.folder, recipe.arguments)
+    module = _build(recipe.network, recipe.folder, {**recipe.arguments, **(arguments or {})})
+    loaded = None
     if weights is not None:
-        load_weights(module, weights)
+        loaded = load_weights(module, weights, key=weights_key)
     elif recipe.weights is not None:
         weights = recipe.weights
-        load_weights(module, weights, sha256=recipe.weights_sha256 or None)
-    return Network(recipe.name, _frozen(module), tuple(inputs) or recipe.inputs, recipe, weights)
+        loaded = load_weights(module, weights, sha256=recipe.weights_sha256 or None)
+    return Network(recipe.name, _frozen(module), tuple(inputs) or recipe.inputs, recipe, weights, loaded)
 
 
 def _frozen(module: nn.Module) -> nn.Module:

@@ -15,7 +15,9 @@ and ``blocked_static``, where batch, height and width are known: the global logi
 size, so that their addition and the gate's nonlinearity happen inside the local branch's second
 convolution. (A broadcast addition in the blocked layout runs 16 elements at a time.)
 
-With scale 2 the gate is a tanh, exactly: ``2 (x w + y (1 - w)) = (x + y) + (x - y) tanh(z / 2)``.
+``convex`` is for half precision: ``x w + y (1 - w)`` stays between x and y, where ``x - y`` may overflow.
+
+But in that form, with scale 2 the gate is a tanh, exactly: ``2 (x w + y (1 - w)) = (x + y) + (x - y) tanh(z / 2)``.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from onnx import FunctionProto, parser
 
 from aff_deploy.ops.operator import DOMAIN, DOMAIN_VERSION, TAKES_ALPHA, Branch, Variant
 
-Form = Literal["plain", "blocked", "blocked_static"]
+Form = Literal["convex", "plain", "blocked", "blocked_static"]
 
 FIRST_CASTLIKE_OPSET = 15
 
@@ -76,7 +78,7 @@ def function_body(
             that the runtime will share it.
     """
     lines = "\n".join(_lines(variant, form, scale, total_at_hand, _Constants(opset, elem_type)))
-    attributes = ["channels"] * (form != "plain") + ["upsample"] * _upsamples(variant, form)
+    attributes = ["channels"] * form.startswith("blocked") + ["upsample"] * _upsamples(variant, form)
     attributes += ["scale"] * (scale is None) + ["alpha"] * (variant.activation in TAKES_ALPHA)
     signature = f"{variant.op_type}{'<' + ', '.join(attributes) + '>' if attributes else ''}({', '.join(variant.inputs)})"
     header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "{DOMAIN}" : {DOMAIN_VERSION}]>'
@@ -113,8 +115,9 @@ class _Constants:
 
 
 def _lines(variant: Variant, form: Form, scale: float | None, total_at_hand: bool, constants: _Constants) -> Iterator[str]:
-    as_tanh = variant.blend and scale == 2.0 and variant.gate == "Sigmoid"
-    has_total = variant.blend and (variant.context == "sum" or as_tanh or (total_at_hand and form != "plain"))
+    as_tanh = variant.blend and scale == 2.0 and variant.gate == "Sigmoid" and form != "convex"
+    blocked = form.startswith("blocked")
+    has_total = variant.blend and (variant.context == "sum" or as_tanh or (total_at_hand and blocked))
     if has_total:
         yield "total = Add(x, y)"
     context = {"sum": "total", "self": "x", "explicit": "a"}[variant.context]
@@ -161,6 +164,13 @@ def _branch(branch: Branch, variant: Variant, context: str, *, halved: bool) -> 
 
 def _blend(variant: Variant, form: Form, result: str, *, base: str, has_total: bool, constants: _Constants) -> Iterator[str]:
     """``base + w (x - y)``: with a sigmoid the base is y, with a tanh it is x + y."""
+    if form == "convex":
+        yield from constants.scalar("whole", "1.0")
+        yield "rest = Sub(whole, w)"
+        yield "weighted_x = Mul(x, w)"
+        yield "weighted_y = Mul(y, rest)"
+        yield f"{result} = Add(weighted_x, weighted_y)"
+        return
     if form == "plain":
         yield "difference = Sub(x, y)"
         yield "weighted = Mul(w, difference)"

@@ -218,7 +218,9 @@ def shape_entries(shape: gs.Tensor) -> list[int | tuple[str, int]] | None:
         return shape_entries(node.inputs[0])
     if is_op(node, "Gather", "Slice") and node is not None:
         return _picked(node)
-    return list(_shape_dims(node)) if is_op(node, "Shape") and node is not None else None
+    if not is_op(node, "Shape") or node is None or node.inputs[0].shape is None:
+        return None
+    return list(_shape_dims(node))
 
 
 def _picked(node: gs.Node) -> list[int | tuple[str, int]] | None:
@@ -229,7 +231,7 @@ def _picked(node: gs.Node) -> list[int | tuple[str, int]] | None:
         return None
     numbers = [[int(i) for i in pick.reshape(-1)] for pick in picks if pick is not None]
     if is_op(node, "Gather"):
-        return [dims[i] for i in numbers[0]]
+        return [dims[i] for i in numbers[0]] if all(-len(dims) <= i < len(dims) for i in numbers[0]) else None
     begin, end = numbers[0][0], numbers[1][0]
     step = numbers[3][0] if len(numbers) > 3 else 1
     return dims[begin:end:step]

@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from aff_deploy.ops.operator import Branch as Kind
 from aff_deploy.passes.activations import Activation, read_activation
 from aff_deploy.passes.axes import AVERAGES, MOVERS, Layout, follow, layout_of
+from aff_deploy.passes.fold_batchnorm import read_batchnorm
 from aff_deploy.passes.graph import is_op, producer
 from aff_deploy.passes.linear import LINEAR, Linear, Weight, follow_linear, follows_channels, read_affine, read_linear
 
@@ -55,10 +56,10 @@ class _Move:
 
 @dataclass(frozen=True)
 class _Affine:
-    """An operator that adds or multiplies by a constant; it counts into the linear map before it."""
+    """Arithmetic with constant vectors; it counts into the linear map before it."""
 
     node: gs.Node
-    vector: Weight
+    vectors: tuple[Weight, ...]
 
 
 # What was met on the way back.
@@ -119,7 +120,7 @@ def _follow_all(layout: Layout | None, steps: list[_Step]) -> Layout | None:
             slope = step.slope
             layout = layout if slope is None or follows_channels(layout, slope) else None
         elif isinstance(step, _Affine):
-            layout = layout if follows_channels(layout, step.vector) else None
+            layout = layout if all(follows_channels(layout, vector) for vector in step.vectors) else None
         else:
             layout = follow(layout, step.node)
     return layout
@@ -140,12 +141,12 @@ def _back_to_linear(tensor: gs.Tensor, steps: list[_Step], which: str) -> tuple[
     while True:
         tensor = _back_through_movers(tensor, steps)
         node = producer(tensor)
-        step = None if node is None else read_affine(node)
+        step = None if node is None else _read_affine(node)
         if node is None or step is None:
             break
-        operation, weight, tensor = step
-        affine.insert(0, (operation, weight))
-        steps.append(_Affine(node, weight))
+        operations, tensor = step
+        affine[:0] = operations
+        steps.append(_Affine(node, tuple(vector for _, vector in operations)))
     if node is None:
         raise Refused(f"the {which} linear map of a branch is missing: {tensor.name!r} is a graph input", near=False)
     if is_op(node, "BatchNormalization"):
@@ -159,6 +160,20 @@ def _back_to_linear(tensor: gs.Tensor, steps: list[_Step], which: str) -> tuple[
     linear = linear.with_affine(affine)
     steps.append(linear)
     return linear, before
+
+
+def _read_affine(node: gs.Node) -> tuple[list[tuple[str, Weight]], gs.Tensor] | None:
+    """What a node does to a linear map before it, in the words of `Linear.affine`, and the tensor it reads."""
+    step = read_affine(node)
+    if step is not None:
+        operation, weight, tensor = step
+        return [(operation, weight)], tensor
+    norm, rank = read_batchnorm(node), len(node.inputs[0].shape or ()) if node.inputs else 0
+    if norm is None or rank < 2:
+        return None
+    along = (-1, *[1] * (rank - 2))
+    scale, shift = (Weight(gs.Constant("", values.reshape(along))) for values in (norm.scale, norm.shift))
+    return [("Mul", scale), ("Add", shift)], node.inputs[0]
 
 
 def _name(node: gs.Node) -> str:

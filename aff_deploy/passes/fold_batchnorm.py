@@ -39,7 +39,7 @@ DEFAULT_EPSILON = 1e-5
 
 
 @dataclass(frozen=True)
-class _Affine:
+class Affine:
     """``y = scale * x + shift`` per channel, float64, and the constants it came from."""
 
     scale: Array
@@ -60,7 +60,7 @@ def fold_batchnorm(graph: gs.Graph) -> int:
     folded: _Folded = {}
     count = 0
     for node in graph.nodes:
-        affine = _affine(node)
+        affine = read_batchnorm(node)
         if affine is None:
             continue
         count += _fold_back(graph, node, affine, outputs, folded, taken) or _fold_forward(node, affine, outputs, taken)
@@ -68,7 +68,8 @@ def fold_batchnorm(graph: gs.Graph) -> int:
     return count
 
 
-def _affine(node: gs.Node) -> _Affine | None:
+def read_batchnorm(node: gs.Node) -> Affine | None:
+    """What a BatchNormalization with constant statistics does at inference; None for anything else."""
     if not is_op(node, "BatchNormalization") or node.attrs.get("training_mode", 0):
         return None
     if any(not is_absent(node.outputs, i) for i in range(1, len(node.outputs))):
@@ -82,11 +83,11 @@ def _affine(node: gs.Node) -> _Affine | None:
         shift = beta - mean * scale
     if not (np.all(np.isfinite(scale)) and np.all(np.isfinite(shift))):
         return None
-    return _Affine(scale, shift, epsilon, tuple(node.inputs[1:5]))
+    return Affine(scale, shift, epsilon, tuple(node.inputs[1:5]))
 
 
 def _fold_back(
-    graph: gs.Graph, node: gs.Node, affine: _Affine, outputs: frozenset[str], folded: _Folded, taken: set[str]
+    graph: gs.Graph, node: gs.Node, affine: Affine, outputs: frozenset[str], folded: _Folded, taken: set[str]
 ) -> bool:
     """Rule 1."""
     linear = producer(node.inputs[0])
@@ -154,7 +155,7 @@ def _constant(name: str, values: Array, replaced: gs.Constant | None, outputs: f
     return gs.Constant(fresh_name(name, taken), values)
 
 
-def _fold_forward(node: gs.Node, affine: _Affine, outputs: frozenset[str], taken: set[str]) -> bool:
+def _fold_forward(node: gs.Node, affine: Affine, outputs: frozenset[str], taken: set[str]) -> bool:
     """Rule 2."""
     output = node.outputs[0]
     conv = output.outputs[0] if len(output.outputs) == 1 else None

@@ -17,7 +17,7 @@ from aff_deploy.ops import DOMAIN, DOMAIN_VERSION, Form, Variant, function_body,
 BLOCK = 16
 """Channels in a block of the blocked layout (8 on narrower machines, a divisor of it)."""
 
-_FORMS: tuple[Form, ...] = ("plain", "blocked", "blocked_static")
+_FORMS: tuple[Form, ...] = ("convex", "plain", "blocked", "blocked_static")
 
 
 def attach_functions(model: ModelProto) -> None:
@@ -111,6 +111,8 @@ def _best_form(node: NodeProto, types: Mapping[str, TypeProto.Tensor]) -> Form:
     kind = types.get(node.input[0])
     shape = static_shape(kind)
     channels = attributes(node).get("channels")
+    if kind is not None and kind.elem_type == TensorProto.FLOAT16:
+        return "convex"
     if kind is None or shape is None or kind.elem_type != TensorProto.FLOAT or len(shape) != 4:
         return "plain"
     if not isinstance(channels, int) or channels % BLOCK:

@@ -134,8 +134,8 @@ class _Weights:
     def _linear(self, linear: Linear, site: Site, factor: float, bias_factor: float, shift: float) -> list[gs.Tensor]:
         matrix, bias = linear.constant_weight, linear.constant_bias
         dtype = site.x.dtype
-        if factor != 1.0 or matrix is None or matrix.dtype != dtype:
-            shape = (linear.channels_out, linear.channels_in, *[1] * (len(site.x.shape) - 2))
+        shape = (linear.channels_out, linear.channels_in, *[1] * (len(site.x.shape) - 2))
+        if factor != 1.0 or matrix is None or matrix.dtype != dtype or tuple(matrix.shape) != shape:
             key = (linear.key, "w", factor, len(shape), str(dtype))
             matrix = self._make(
                 key, linear.weight.constant.name, dtype, lambda: (linear.matrix_and_bias()[0] * factor).reshape(shape)

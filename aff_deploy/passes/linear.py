@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -12,43 +13,76 @@ from aff_deploy.passes.graph import Array, is_absent, is_op, producer
 
 
 @dataclass(frozen=True)
+class _Dequantize:
+    """``(q - zero_point) * scale``, both numbers or vectors along `axis`."""
+
+    scale: gs.Constant
+    zero_point: gs.Constant | None
+    axis: int
+
+    def __call__(self, quantised: Array) -> Array:
+        shape = [1] * quantised.ndim
+        if np.asarray(self.scale.values).size > 1:
+            shape[self.axis] = -1
+        zero = 0.0 if self.zero_point is None else np.asarray(self.zero_point.values).astype(np.float64).reshape(shape)
+        return np.asarray((quantised - zero) * np.asarray(self.scale.values).astype(np.float64).reshape(shape))
+
+
+# What stands between a constant and its use: a transposition's order, or a dequantisation.
+_Step: TypeAlias = "tuple[int, ...] | _Dequantize"
+
+
+@dataclass(frozen=True)
 class Weight:
-    """A constant, perhaps behind Identity, Cast or Transpose; `orders` are the transpositions, nearest last."""
+    """A constant, perhaps behind Identity, Cast, Transpose or DequantizeLinear; `steps` are the latter two, nearest first."""
 
     constant: gs.Constant
-    orders: tuple[tuple[int, ...], ...] = ()
+    steps: tuple[_Step, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
         shape = tuple(int(dim) for dim in self.constant.shape)
-        for order in self.orders:
-            shape = tuple(shape[i] for i in order)
+        for step in self.steps:
+            shape = tuple(shape[i] for i in step) if isinstance(step, tuple) else shape
         return shape
 
     def values(self) -> Array:
         """The values in float64."""
         array = np.asarray(self.constant.values).astype(np.float64)
-        for order in self.orders:
-            array = np.transpose(array, order)
+        for step in self.steps:
+            array = np.transpose(array, step) if isinstance(step, tuple) else step(array)
         return array
 
     @property
     def key(self) -> tuple[object, ...]:
-        return (id(self.constant), self.orders)
+        return (id(self.constant), tuple(step if isinstance(step, tuple) else id(step.scale) for step in self.steps))
 
 
 def read_weight(tensor: gs.Tensor) -> Weight | None:
-    """The constant that `tensor` comes from through Identity, Cast and Transpose; None if from elsewhere."""
-    orders: list[tuple[int, ...]] = []
+    """The constant that `tensor` comes from through Identity, Cast, Transpose and DequantizeLinear; None if from elsewhere."""
+    steps: list[_Step] = []
     while not isinstance(tensor, gs.Constant):
         node = producer(tensor)
-        if node is None or not is_op(node, "Identity", "Transpose", "Cast"):
+        if node is None or not is_op(node, "Identity", "Transpose", "Cast", "DequantizeLinear"):
             return None
         if is_op(node, "Transpose"):
             rank = len(tensor.shape) if tensor.shape is not None else 2
-            orders.append(tuple(node.attrs.get("perm") or range(rank - 1, -1, -1)))
+            steps.append(tuple(node.attrs.get("perm") or range(rank - 1, -1, -1)))
+        if is_op(node, "DequantizeLinear"):
+            dequantize = _read_dequantize(node)
+            if dequantize is None:
+                return None
+            steps.append(dequantize)
         tensor = node.inputs[0]
-    return Weight(tensor, tuple(reversed(orders)))
+    return Weight(tensor, tuple(reversed(steps)))
+
+
+def _read_dequantize(node: gs.Node) -> _Dequantize | None:
+    scale, zero_point = node.inputs[1], None if is_absent(node.inputs, 2) else node.inputs[2]
+    constant = isinstance(scale, gs.Constant) and (zero_point is None or isinstance(zero_point, gs.Constant))
+    if not constant or len(scale.shape) > 1 or node.attrs.get("block_size", 0):
+        return None
+    return _Dequantize(scale, zero_point, node.attrs.get("axis", 1))
 
 
 @dataclass(frozen=True)
@@ -60,7 +94,8 @@ class Linear:
         weight: its weights; `stored_in_out` if they are a matrix in x out rather than out x in.
         bias: its own bias, or None.
         factor: Gemm's alpha.
-        affine: what follows it: ("Add" or "Mul", vector or scalar), in order.
+        affine: what follows it, in order: an operation on the result y and a vector or scalar v, "Add",
+            "Sub", "Mul" or "Div", or "From" for ``v - y``.
     """
 
     node: gs.Node
@@ -86,13 +121,13 @@ class Linear:
     @property
     def constant_weight(self) -> gs.Constant | None:
         """The constant that already is this map's matrix as a convolution has it; None where it must be made."""
-        plain = is_op(self.node, "Conv") and not self.weight.orders and all(op != "Mul" for op, _ in self.affine)
+        plain = is_op(self.node, "Conv") and not self.weight.steps and all(op in ("Add", "Sub") for op, _ in self.affine)
         return self.weight.constant if plain else None
 
     @property
     def constant_bias(self) -> gs.Constant | None:
         """Likewise the bias."""
-        plain = self.constant_weight is not None and self.bias is not None and not self.bias.orders and not self.affine
+        plain = self.constant_weight is not None and self.bias is not None and not self.bias.steps and not self.affine
         return self.bias.constant if plain and self.bias is not None else None
 
     @property
@@ -109,7 +144,12 @@ class Linear:
         bias = np.zeros(self.channels_out) if self.bias is None else self._beta * self.bias.values().reshape(-1)
         for op, vector in self.affine:
             values = vector.values().reshape(-1)
-            matrix, bias = (matrix, bias + values) if op == "Add" else (matrix * values[:, None], bias * values)
+            if op in ("Mul", "Div"):
+                values = values if op == "Mul" else 1.0 / values
+                matrix, bias = matrix * values[:, None], bias * values
+            else:
+                sign = -1.0 if op == "From" else 1.0
+                matrix, bias = sign * matrix, sign * bias + (-values if op == "Sub" else values)
         return matrix, np.broadcast_to(bias, (self.channels_out,))
 
     @property
@@ -167,13 +207,16 @@ def follow_linear(layout: Layout, linear: Linear) -> Layout | None:
 
 
 def read_affine(node: gs.Node) -> tuple[str, Weight, gs.Tensor] | None:
-    """An addition of, or product with, a constant vector or number: which, the constant, the tensor."""
-    if not is_op(node, "Add", "Mul"):
+    """Arithmetic with a constant vector or number: the word for it in `Linear.affine`, the constant, the tensor."""
+    if not is_op(node, "Add", "Sub", "Mul", "Div"):
         return None
-    for tensor, other in (node.inputs, node.inputs[::-1]):
+    for i, (tensor, other) in enumerate((node.inputs, node.inputs[::-1])):
         weight = read_weight(other)
-        if weight is not None and sum(dim != 1 for dim in weight.shape) <= 1 and read_weight(tensor) is None:
-            return node.op, weight, tensor
+        if weight is None or sum(dim != 1 for dim in weight.shape) > 1 or read_weight(tensor) is not None:
+            continue
+        if is_op(node, "Div"):
+            return (node.op, weight, tensor) if i == 0 and bool(np.all(weight.values() != 0.0)) else None
+        return ("From" if is_op(node, "Sub") and i == 1 else node.op), weight, tensor
     return None
 
 

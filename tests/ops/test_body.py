@@ -14,7 +14,7 @@ from aff_deploy.ops.reference import attentional_fusion
 from tests.ops.fusions import Array, arrays_of, call_model
 from tests.passes.graphs import run_ort, run_reference
 
-FORMS: tuple[Form, ...] = ("plain", "blocked", "blocked_static")
+FORMS: tuple[Form, ...] = ("convex", "plain", "blocked", "blocked_static")
 BRANCHES = (("local", "global"), ("local",), ("global",))
 VARIANTS = tuple(
     Variant(context=context, blend=blend, branches=branches)  # type: ignore[arg-type]

@@ -68,7 +68,7 @@ class Builder:
 
     def constant(self, array: Array) -> str:
         name = self.name()
-        tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        tensor = numpy_helper.from_array(np.array(array, order="C"), name)
         if self.maybe(0.3):
             self.nodes.append(helper.make_node("Constant", [], [name], f"n{self.count}", value=tensor))
         else:

@@ -283,3 +283,30 @@ def test_the_body_suits_the_shapes(dims: str, attributes: list[str]) -> None:
     before, result = optimised(attention)
     assert list(result.model.functions[0].attribute) == attributes
     assert_same_function(before, result.model)
+
+
+def test_half_precision_does_not_overflow_where_the_original_did_not() -> None:
+    one = "one_f = Constant<value_float: float = 1.0>()\none = Cast<to: int = 10>(one_f)"
+    blend = SUM_BLEND.replace("one = Constant<value_float: float = 1.0>()", one)
+    before, result = optimised(AFF.but(dtype="float16", blend=blend))
+    assert len(result.fusions) == 1
+    x = np.full((1, 8, 5, 6), 4e4, np.float16)
+    (out,) = ReferenceEvaluator(result.model).run(None, {"x": x, "y": -x})
+    (expected,) = ReferenceEvaluator(before).run(None, {"x": x, "y": -x})
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(out.astype(np.float64), expected.astype(np.float64), rtol=4e-3, atol=40)
+
+
+def test_quantised_weights_are_read_as_what_they_stand_for() -> None:
+    quantised = (
+        "w1_q = Constant<value: tensor = int8[3, 8, 1, 1] {QS}>()\ns1 = Constant<value_floats: floats = [0.01, 0.02, 0.03]>()\n"
+        "w1 = DequantizeLinear<axis: int = 0>(w1_q, s1)\n"
+    ).replace("QS", ", ".join(str(value % 255 - 127) for value in range(0, 24 * 37, 37)))
+    attention = AFF.but(context=quantised + AFF.context)
+    before = attention.build()
+    kept = [tensor for tensor in before.graph.initializer if tensor.name != "w1"]
+    del before.graph.initializer[:]
+    before.graph.initializer.extend(kept)
+    result = optimize(before)
+    assert [fusion.kind for fusion in result.fusions] == ["aff"]
+    assert_same_function(before, result.model)

@@ -1,0 +1,175 @@
+"""Readers of weights files: safetensors, PyTorch's and MXNet's, none of which runs what the file holds."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from aff_deploy.errors import WeightsError
+from aff_deploy.nets import mxnet_params
+
+PLAIN = ("state_dict", "model", "model_state_dict", "net")
+EMA = ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "ema_model", "module")
+"""Keys under which training scripts keep the state dict, and a copy averaged over the steps; a key may lie in another."""
+
+METADATA = "aff_deploy"
+"""Under this key our safetensors files carry a JSON object: ``share_global`` and where the weights came from."""
+
+MAX_METADATA = 65536
+MAX_NESTING = 4
+AGAIN = "it may be truncated: fetch or write it again"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The content of a weights file.
+
+    Attributes:
+        path: the file.
+        format: ``safetensors``, ``PyTorch`` or ``MXNet``.
+        tensors: as stored, on the CPU, by the names they have there.
+        share_global: what a safetensors file of ours records of its iAFF modules.
+        notes: lines for people about what was chosen.
+    """
+
+    path: Path
+    format: str
+    tensors: Mapping[str, Tensor]
+    share_global: bool | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
+    """Read `path`, whose format is told from its content.
+
+    Args:
+        path: a weights file.
+        key: in a PyTorch file, under which name the state dict lies.
+
+    Raises:
+        WeightsError: it is damaged, or neither safetensors, a PyTorch file of plain tensors nor an
+            MXNet ``.params`` file; or has nothing under `key`.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise WeightsError(f"cannot read weights {path}: {error.strerror}", fix="make it readable") from None
+    if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:] != b"{" and path.suffix != ".safetensors":
+        return _read_pytorch(path, key)
+    if key is not None:
+        raise WeightsError(f"{path} is no PyTorch file and has no key {key!r}", fix="leave the key out")
+    if start.startswith(mxnet_params.MAGIC) or (path.suffix == ".params" and start[8:] != b"{"):
+        return Checkpoint(path, "MXNet", mxnet_params.read_params(path))
+    if start[8:] == b"{" or path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    raise WeightsError(
+        f"{path} is not a weights file", fix="give a .safetensors file, a PyTorch state dict or an MXNet .params file"
+    )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The named tensors in `path`, as stored, on the CPU.
+
+    Raises:
+        WeightsError: as `read_checkpoint`.
+    """
+    return dict(read_checkpoint(path).tensors)
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    try:
+        tensors = safetensors.torch.load_file(path, device="cpu")
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise WeightsError(f"{path} is not a whole safetensors file ({_first_line(error)})", fix=AGAIN) from None
+    return Checkpoint(path, "safetensors", tensors, _recorded_sharing(metadata))
+
+
+def _recorded_sharing(metadata: Mapping[str, str]) -> bool | None:
+    text = metadata.get(METADATA, "")
+    if not 0 < len(text) <= MAX_METADATA:
+        return None
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    shared = content.get("share_global") if isinstance(content, dict) else None
+    return shared if isinstance(shared, bool) else None
+
+
+def _read_pytorch(path: Path, key: str | None) -> Checkpoint:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old pickle protocols: what matters is an error anyway
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} is not a plain weights file: {_unpickling_cause(error)}",
+            fix="save only the state dict, best as safetensors; nothing in it was run",
+        ) from None
+    except Exception as error:  # damaged files make the readers below fail in many ways
+        raise WeightsError(f"{path} is not a whole PyTorch weights file ({_first_line(error)})", fix=AGAIN) from None
+    notes: list[str] = []
+    if key is not None:
+        content = _under(path, content, key)
+    for _ in range(MAX_NESTING):
+        inside = _wrappers(content)
+        if not inside:
+            break
+        if len(inside) > 1:
+            others = ", ".join(inside[1:])
+            notes.append(f"{path.name} holds several copies: {inside[0]} was taken, {others} was not (choose with the key)")
+        content = content[inside[0]]
+    if not isinstance(content, Mapping) or not content:
+        raise WeightsError(f"{path} holds {kind_of(content)}, not a state dict", fix="save net.state_dict()")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise WeightsError(f"{path} holds {kind_of(value)} under {name!r}, not a tensor", fix="save net.state_dict() alone")
+    return Checkpoint(path, "PyTorch", dict(content), notes=tuple(notes))
+
+
+def _wrappers(content: Any) -> list[str]:
+    """The keys in `content` under which a state dict may lie, the trained weights before their averages."""
+    if not isinstance(content, Mapping):
+        return []
+    return [key for key in (*PLAIN, *EMA) if isinstance(content.get(key), Mapping)]
+
+
+def _under(path: Path, content: Any, key: str) -> Any:
+    if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+        return content[key]
+    keys = [name for name, value in content.items() if isinstance(value, Mapping)] if isinstance(content, Mapping) else []
+    known = f"it has {', '.join(map(str, keys[:8]))}" if keys else "leave the key out"
+    raise WeightsError(f"{path} has no state dict under {key!r}", fix=known)
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, for an error."""
+    if isinstance(value, Tensor):
+        return f"{str(value.layout).removeprefix('torch.')} {str(value.dtype).removeprefix('torch.')}"
+    return f"a {type(value).__name__}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
+
+
+def _unpickling_cause(error: pickle.UnpicklingError) -> str:
+    """What PyTorch's long message about weights_only says was in the way."""
+    for line in str(error).splitlines():
+        if "WeightsUnpickler error:" in line:
+            return line.split("WeightsUnpickler error:")[1].strip()[:160]
+    return _first_line(error)
