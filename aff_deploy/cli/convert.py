@@ -42,10 +42,15 @@ def convert_weights(
         step("load the network and the weights")
         from aff_deploy.nets.resolve import resolve_network
         from aff_deploy.nets.saving import save_weights
+        from aff_deploy.nets.sharing import sharing_of
 
         found = resolve_network(network, weights=source, arguments=given, weights_key=key)
+        said = {**(found.recipe.arguments if found.recipe is not None else {}), **given}
+        # Recorded only where it is known: a default is no statement about these weights.
+        known = "share_global" in said or (found.loaded is not None and found.loaded.share_global is not None)
+        shared = sharing_of(found.module) if known else None
         step("write the file and read it again")
-        written = save_weights(found.module, output, network=found.name, source=source.name)
+        written = save_weights(found.module, output, network=found.name, source=source.name, share_global=shared)
     print(f"{output}: {found.name}, sha256 {written.manifest['sha256']}")
     if found.loaded is not None:
         print(f"  {found.loaded.tensors} tensors from {source.name} ({found.loaded.format})")

@@ -12,7 +12,7 @@ from torch import nn
 
 from aff_deploy.errors import NetworkError
 from aff_deploy.nets import cifar, digits, fpn, inception, resnet
-from aff_deploy.nets.names import authors_to_ours, fusions, is_gluon
+from aff_deploy.nets.names import authors_to_ours, fusions, is_gluon, unwrapped
 
 Shapes = Mapping[str, Sequence[int]]
 """The shape of each named tensor."""
@@ -47,6 +47,7 @@ def recognise(shapes: Shapes) -> str | None:
     affine parameters that Gluon stores for a BatchNorm without them aside). Otherwise the family is
     described: the authors' networks in other sizes, or the PyTorch port.
     """
+    shapes = {short: shapes[name] for name, short in unwrapped(shapes, ()).items()}
     port = _port(shapes)
     if port is not None:
         return port

@@ -11,21 +11,24 @@ from torch import Tensor, nn
 
 from aff_deploy.artifact import Artifact, sha256, staged_file
 from aff_deploy.errors import OutputError
-from aff_deploy.nets.sharing import sharing_of
 from aff_deploy.nets.weight_files import METADATA, read_checkpoint
 
 
-def save_weights(net: nn.Module, path: Path, *, network: str = "", source: str = "") -> Artifact:
+def save_weights(
+    net: nn.Module, path: Path, *, network: str = "", source: str = "", share_global: bool | None = None
+) -> Artifact:
     """Write the state dict of `net` to `path` and read it back; the file appears whole and right, or not at all.
 
-    Its metadata records ``share_global`` of the network's iAFF modules, which `load_weights` heeds,
-    and names where the weights came from. The same weights give the same bytes.
+    Its metadata names where the weights came from and may record `share_global`, which `load_weights`
+    heeds. The same weights give the same bytes.
 
     Args:
         net: on any device, in any dtype.
         path: the safetensors file to write; an existing one is replaced.
         network: the name of the network, for the record.
         source: the name of the file that the weights came from, for the record.
+        share_global: what the iAFF modules must have with these weights; None where that is not known,
+            and then whoever loads the file decides.
 
     Returns:
         The file; its manifest is the metadata and the SHA-256.
@@ -35,13 +38,12 @@ def save_weights(net: nn.Module, path: Path, *, network: str = "", source: str =
     """
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
-    shared = sharing_of(net)
-    facts = {"network": network, "share_global": shared, "source": source}
+    facts = {"network": network, "share_global": share_global, "source": source}
     with staged_file(path) as staged:
         staged.write_bytes(safetensors.torch.save(tensors, {METADATA: json.dumps(facts, sort_keys=True)}))
         staged.chmod(0o644)
         again = read_checkpoint(staged)
-        same = again.tensors.keys() == tensors.keys() and again.share_global == shared
+        same = again.tensors.keys() == tensors.keys() and again.share_global is share_global
         if not same or not all(_same(again.tensors[name], value) for name, value in tensors.items()):
             raise OutputError(f"what was written to {path} is not what was read back", fix="write to another disk")
         return Artifact(path, {**facts, "sha256": sha256(staged)})

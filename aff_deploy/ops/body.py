@@ -82,7 +82,7 @@ def function_body(
     attributes += ["scale"] * (scale is None) + ["alpha"] * (variant.activation in TAKES_ALPHA)
     signature = f"{variant.op_type}{'<' + ', '.join(attributes) + '>' if attributes else ''}({', '.join(variant.inputs)})"
     header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "{DOMAIN}" : {DOMAIN_VERSION}]>'
-    function = parser.parse_function(f"{header}\n{signature} => (out) {{\n{lines}\n}}")
+    function = parser.parse_function(f"{header}\n{signature} => ({', '.join(variant.outputs)}) {{\n{lines}\n}}")
     function.doc_string = "Attentional feature fusion: scale * (x * w + y * (1 - w)), w = sigmoid(local(a) + global(a))."
     return function
 
@@ -115,7 +115,7 @@ class _Constants:
 
 
 def _lines(variant: Variant, form: Form, scale: float | None, total_at_hand: bool, constants: _Constants) -> Iterator[str]:
-    as_tanh = variant.blend and scale == 2.0 and variant.gate == "Sigmoid" and form != "convex"
+    as_tanh = variant.blend and not variant.split and scale == 2.0 and variant.gate == "Sigmoid" and form != "convex"
     blocked = form.startswith("blocked")
     has_total = variant.blend and (variant.context == "sum" or as_tanh or (total_at_hand and blocked))
     if has_total:
@@ -138,6 +138,9 @@ def _lines(variant: Variant, form: Form, scale: float | None, total_at_hand: boo
         yield "z = Add(local_z, global_z)"
     z = "z" if len(variant.branches) == 2 else f"{variant.branches[0]}_z"
     yield f"w = {'Tanh' if as_tanh else _GATES[variant.gate]}({z})"
+    if variant.split:
+        yield from _shares(scale, constants)
+        return
     result = "out" if scale == 1.0 or as_tanh else "unscaled"
     if variant.blend:
         base = "total" if as_tanh else "y"
@@ -160,6 +163,19 @@ def _branch(branch: Branch, variant: Variant, context: str, *, halved: bool) -> 
         yield f"{branch}_b2_half = Mul({branch}_b2, half)"
     suffix = "_half" if halved else ""
     yield f"{branch}_z = Conv({branch}_h, {branch}_w2{suffix}, {branch}_b2{suffix})"
+
+
+def _shares(scale: float | None, constants: _Constants) -> Iterator[str]:
+    """``s x w`` and ``s y (1 - w)``."""
+    yield from constants.scalar("whole", "1.0")
+    yield "rest = Sub(whole, w)"
+    share_x, share_y = ("out_x", "out_y") if scale == 1.0 else ("share_x", "share_y")
+    yield f"{share_x} = Mul(x, w)"
+    yield f"{share_y} = Mul(y, rest)"
+    if scale != 1.0:
+        yield from constants.scalar("s", "@scale" if scale is None else str(scale))
+        yield "out_x = Mul(share_x, s)"
+        yield "out_y = Mul(share_y, s)"
 
 
 def _blend(variant: Variant, form: Form, result: str, *, base: str, has_total: bool, constants: _Constants) -> Iterator[str]:

@@ -3,6 +3,7 @@
     z   = sum of branches(a)               attention logits, N x C x spatial
     w   = sigmoid(z), or hardsigmoid(z) = clip(z / 6 + 1 / 2, 0, 1)
     out = scale * (x * w + y * (1 - w))    or, without y, scale * x * w
+                                           or, split, the two shares scale * x * w and scale * y * (1 - w)
 
 A branch is ``W2 . act(W1 . a + b1) + b2`` at every position (local) or on the global average of
 `a` over the spatial axes, broadcast back (global).
@@ -41,6 +42,7 @@ class Variant:
         branches: which branches make up the logits, local first.
         activation: between a branch's two convolutions.
         gate: which function of the logits w is.
+        split: whether the shares of x and y are outputs of their own, not added.
     """
 
     context: Context = "sum"
@@ -48,6 +50,7 @@ class Variant:
     branches: tuple[Branch, ...] = ("local", "global")
     activation: str = "Relu"
     gate: Gate = "Sigmoid"
+    split: bool = False
 
     @property
     def op_type(self) -> str:
@@ -55,13 +58,18 @@ class Variant:
 
         TensorRT finds a local function by its name alone, so every body needs a name of its own.
         """
-        name = "AttentionalFusion" if self.blend else "AttentionalGate"
+        name = "AttentionalSplit" if self.split else "AttentionalFusion" if self.blend else "AttentionalGate"
         if self.context == "explicit":
             name += "Context"
         if self.branches != ("local", "global"):
             name += "".join(branch.capitalize() for branch in self.branches)
         name += self.activation if self.activation != "Relu" else ""
         return name + (self.gate if self.gate != "Sigmoid" else "")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the operator's outputs, in order."""
+        return ("out_x", "out_y") if self.split else ("out",)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -73,4 +81,4 @@ class Variant:
 
 def is_fusion(domain: str, op_type: str) -> bool:
     """Whether a node of this type is a call of the fused operator."""
-    return domain == DOMAIN and op_type.startswith(("AttentionalFusion", "AttentionalGate"))
+    return domain == DOMAIN and op_type.startswith(("AttentionalFusion", "AttentionalSplit", "AttentionalGate"))

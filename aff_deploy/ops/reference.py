@@ -25,7 +25,7 @@ def attentional_fusion(variant: Variant, inputs: Mapping[str, Array], *, scale: 
         alpha: parameter of LeakyRelu or Elu.
 
     Returns:
-        float64, N x C x spatial.
+        float64, N x C x spatial; split, the shares of x and y stacked: 2 x N x C x spatial.
     """
     arrays = {name: np.asarray(inputs[name], dtype=np.float64) for name in variant.inputs}
     x = arrays["x"]
@@ -37,6 +37,8 @@ def attentional_fusion(variant: Variant, inputs: Mapping[str, Array], *, scale: 
         hidden = _activate(t, variant.activation, alpha, arrays.get(f"{branch}_slope"))
         z = z + _pointwise(hidden, arrays[f"{branch}_w2"], arrays[f"{branch}_b2"])
     w = _sigmoid(z) if variant.gate == "Sigmoid" else np.clip(z / 6.0 + 0.5, 0.0, 1.0)
+    if variant.split:
+        return scale * np.stack((x * w, arrays["y"] * (1.0 - w)))
     out: Array = x * w + arrays["y"] * (1.0 - w) if variant.blend else x * w
     return scale * out
 

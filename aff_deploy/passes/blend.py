@@ -1,9 +1,13 @@
-"""Forwards from a gate w: the tensor that is ``s (x w + y (1 - w))``, or ``s x w``."""
+"""Forwards from a gate w: the tensor that is ``s (x w + y (1 - w))``, or ``s x w``.
+
+Where the two shares ``s x w`` and ``s y (1 - w)`` are never added (both are outputs, or concatenated),
+they are found as a pair.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isclose
 
 import onnx_graphsurgeon as gs
@@ -20,12 +24,20 @@ MAX_EXPANSIONS = 40
 
 @dataclass(frozen=True)
 class Blend:
-    """``output = scale * (x w + y (1 - w))``, or without y ``scale * x w``."""
+    """``output = scale * (x w + y (1 - w))``, or without y ``scale * x w``.
+
+    With `other`, ``output = scale * x w`` and ``other = scale * y (1 - w)``.
+    """
 
     x: gs.Tensor
     y: gs.Tensor | None
     scale: float
     output: gs.Tensor
+    other: gs.Tensor | None = None
+
+    @property
+    def outputs(self) -> tuple[gs.Tensor, ...]:
+        return (self.output,) if self.other is None else (self.output, self.other)
 
 
 def read_blends(w: gs.Tensor, of_w: Polynomial, order: Mapping[int, int]) -> list[list[Blend]]:
@@ -33,7 +45,8 @@ def read_blends(w: gs.Tensor, of_w: Polynomial, order: Mapping[int, int]) -> lis
 
     The tensor `w` is the polynomial `of_w` of the gate that goes by its name.
 
-    Blends come first, the furthest first; the ways to read one tensor, the least taken apart first.
+    Blends come first, the furthest first; then, if there are none, pairs of shares; then gates. The
+    ways to read one tensor come the least taken apart first.
     """
     values: dict[str, Polynomial | None] = {w.name: of_w}
     tensors: dict[str, gs.Tensor] = {}
@@ -43,15 +56,48 @@ def read_blends(w: gs.Tensor, of_w: Polynomial, order: Mapping[int, int]) -> lis
         return values.get(tensor.name, leaf(tensor))
 
     blends: list[list[Blend]] = []
+    shares: list[Blend] = []
     for node in _arithmetic_cone(w, order):
         output = node.outputs[0]
+        if is_op(node, "Expand"):
+            # Of the gate or a part of the blend; that it is to the blend's own shape is checked later.
+            values[output.name] = value(node.inputs[0])
+            continue
         values[output.name] = polynomial = combine(node, value, lambda p: _vanishes(p, tensors))
         readings = [] if polynomial is None else _readings(polynomial, w, output, tensors)
         if readings:
             blends.append(readings)
+        elif polynomial is not None:
+            shares += _second_shares(polynomial, w, output, tensors)
     # The cone is topological, so the last is the furthest.
     blends.reverse()
-    return [b for b in blends if b[0].y is not None] + [b for b in blends if b[0].y is None]
+    full, gates = [b for b in blends if b[0].y is not None], [b for b in blends if b[0].y is None]
+    return full + ([] if full else _pairs(gates, shares[::-1])) + gates
+
+
+def _pairs(gates: list[list[Blend]], shares: list[Blend]) -> list[list[Blend]]:
+    """Each share of x with each share of y of the same scale."""
+    pairs = [
+        replace(gate, y=share.y, other=share.output)
+        for readings in gates
+        for gate in readings
+        for share in shares
+        if isclose(gate.scale, share.scale, rel_tol=1e-6) and gate.x is not share.y
+    ]
+    return [pairs] if pairs else []
+
+
+def _second_shares(
+    polynomial: Polynomial, w: gs.Tensor, output: gs.Tensor, tensors: Mapping[str, gs.Tensor]
+) -> Iterator[Blend]:
+    """Every way to read `polynomial` as ``s y (1 - w)``; x is not known yet, and y stands in for it."""
+    for expanded, known in _expansions(polynomial, tensors, keep=w.name):
+        names = {name for monomial in expanded for name in monomial if name != w.name}
+        if len(names) == 1 and len(expanded) == 2:
+            (y,) = names
+            scale, weighted = expanded.get((y,), 0.0), expanded.get(tuple(sorted((y, w.name))), 0.0)
+            if scale and isclose(-weighted, scale, rel_tol=1e-6):
+                yield Blend(known[y], known[y], scale, output)
 
 
 def _arithmetic_cone(w: gs.Tensor, order: Mapping[int, int]) -> list[gs.Node]:
@@ -60,7 +106,7 @@ def _arithmetic_cone(w: gs.Tensor, order: Mapping[int, int]) -> list[gs.Node]:
     frontier = [w]
     while frontier and len(found) < MAX_NODES:
         for node in frontier.pop(0).outputs:
-            if is_op(node, *ARITHMETIC) and id(node) in order and id(node) not in found:
+            if is_op(node, *ARITHMETIC, "Expand") and id(node) in order and id(node) not in found:
                 found[id(node)] = node
                 frontier.append(node.outputs[0])
     return sorted(found.values(), key=lambda node: order[id(node)])
@@ -141,7 +187,7 @@ def nodes_between(blend: Blend, w: gs.Tensor) -> tuple[gs.Node, ...]:
     """
     ends = {tensor.name for tensor in (blend.x, blend.y, w) if tensor is not None}
     nodes: dict[int, gs.Node] = {}
-    stack = [blend.output]
+    stack = list(blend.outputs)
     while stack:
         tensor = stack.pop()
         node = producer(tensor)
@@ -150,23 +196,44 @@ def nodes_between(blend: Blend, w: gs.Tensor) -> tuple[gs.Node, ...]:
         if node is None or len(nodes) > MAX_NODES:
             raise Refused(f"the blend also depends on {tensor.name!r}")
         nodes[id(node)] = node
-        # Of a Shape only the size matters, and `require_no_broadcast` sees to that.
-        stack.extend(tensor for tensor in node.inputs if not tensor.is_empty() and not is_op(node, "Shape"))
+        stack.extend(tensor for tensor in _operands(node) if not tensor.is_empty())
     return tuple(nodes.values())
 
 
+def _operands(node: gs.Node) -> list[gs.Tensor]:
+    """The inputs whose values count; of a shape only the size matters, and `require_no_broadcast` sees to that."""
+    spread = is_op(node, "ConstantOfShape", "Expand")
+    return list(node.inputs[: int(is_op(node, "Expand"))] if spread else node.inputs)
+
+
+def without_gate(nodes: Iterable[gs.Node], w: gs.Tensor) -> frozenset[int]:
+    """Ids of those of a blend's nodes that do not depend on w, as ``x - y``: others may read what they make."""
+    ordered = list(nodes)
+    of_gate = {w.name}
+    for _ in ordered:
+        of_gate |= {node.outputs[0].name for node in ordered if any(t.name in of_gate for t in node.inputs)}
+    return frozenset(id(node) for node in ordered if node.outputs[0].name not in of_gate)
+
+
 def require_no_broadcast(nodes: Iterable[gs.Node], like: gs.Tensor) -> None:
-    """Numbers spread over a shape (ones_like) must not make anything larger than the tensor `like`.
+    """Constants, and numbers or gates spread over a shape, must not make anything larger than the tensor `like`.
 
     Raises:
         Refused: one does, or may.
     """
-    for node in nodes:
+    elementwise = [node for node in nodes if not is_op(node, "ConstantOfShape", "Expand")]
+    parts = {tensor.name for node in elementwise for tensor in (*node.inputs, *node.outputs)} | {like.name}
+    for node in elementwise:
         for tensor in node.inputs:
-            if isinstance(tensor, gs.Constant) and is_op(node, *ARITHMETIC) and not _fits(tensor.shape, like):
+            if isinstance(tensor, gs.Constant) and not _fits(tensor.shape, like):
                 raise Refused(f"the constant {tensor.name!r} of shape {list(tensor.shape)} broadcasts the blend")
             spread = producer(tensor)
-            if is_op(spread, "ConstantOfShape", "Expand") and not _fits(tensor.shape, like):
+            if spread is None or not is_op(spread, "ConstantOfShape", "Expand"):
+                continue
+            shape = producer(spread.inputs[0 if is_op(spread, "ConstantOfShape") else 1])
+            # The shape of a part of the blend, which broadcasts into its output anyway, is small enough.
+            of_part = shape is not None and is_op(shape, "Shape") and not shape.attrs and shape.inputs[0].name in parts
+            if not of_part and not _fits(tensor.shape, like):
                 raise Refused(f"{tensor.name!r} of shape {tensor.shape} may broadcast the blend")
 
 

@@ -69,7 +69,8 @@ def variant_of(node: NodeProto) -> Variant:
     branches = said.get("branches")
     return Variant(
         context="explicit" if context in ("explicit", "concat") else "self" if context == "self" else "sum",
-        blend=node.op_type.startswith("AttentionalFusion"),
+        blend=not node.op_type.startswith("AttentionalGate"),
+        split=node.op_type.startswith("AttentionalSplit"),
         branches=tuple(branches) if isinstance(branches, list) else ("local", "global"),
         activation=str(said.get("activation", "Relu")),
         gate="HardSigmoid" if said.get("gate") == "HardSigmoid" else "Sigmoid",

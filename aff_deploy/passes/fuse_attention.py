@@ -79,7 +79,7 @@ def _scope(node_name: str) -> str:
 def _replace(graph: gs.Graph, site: Site, weights: _Weights, name: str) -> None:
     branches = tuple(term.branch.kind for term in site.terms)
     activation = site.terms[0].branch.activation
-    variant = Variant(site.context, site.y is not None, branches, activation.name, site.gate.name)
+    variant = Variant(site.context, site.y is not None, branches, activation.name, site.gate.name, split=len(site.outputs) > 1)
     tensors = [site.x] + ([] if site.y is None else [site.y]) + ([site.a] if site.context == "explicit" else [])
     for i, term in enumerate(site.terms):
         tensors += weights.of(term, site, shift=site.logit_shift if i == 0 else 0.0)
@@ -99,10 +99,12 @@ def _replace(graph: gs.Graph, site: Site, weights: _Weights, name: str) -> None:
         attributes["alpha"] = activation.alpha
     for node in site.nodes:
         for tensor in node.outputs:
-            for shape in [reader for reader in tensor.outputs if is_op(reader, "Shape") and tensor is not site.output]:
+            own = any(tensor is output for output in site.outputs)
+            for shape in [reader for reader in tensor.outputs if is_op(reader, "Shape") and not own]:
                 shape.inputs = [site.x]
-    site.output.inputs.clear()
-    graph.nodes.append(gs.Node(variant.op_type, name, attributes, tensors, [site.output], domain=DOMAIN))
+    for output in site.outputs:
+        output.inputs.clear()
+    graph.nodes.append(gs.Node(variant.op_type, name, attributes, tensors, list(site.outputs), domain=DOMAIN))
 
 
 def _context_word(site: Site) -> str:

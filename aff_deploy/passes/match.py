@@ -13,14 +13,15 @@ is left alone, with the reason.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import product
 
 import onnx_graphsurgeon as gs
 
 from aff_deploy.ops.operator import Context
-from aff_deploy.passes.algebra import polynomial_in
-from aff_deploy.passes.blend import Blend, nodes_between, read_blends, require_no_broadcast
+from aff_deploy.passes.algebra import MAX_NODES, polynomial_in
+from aff_deploy.passes.blend import Blend, nodes_between, read_blends, require_no_broadcast, without_gate
 from aff_deploy.passes.branch import Refused
 from aff_deploy.passes.gates import Gate, read_gate
 from aff_deploy.passes.graph import is_op, output_names, producer, same_shape
@@ -40,7 +41,7 @@ class Site:
         terms: the branches of the logits, local first.
         logit_factor, logit_shift: what else to do to the logits; like the terms' factors, this
             belongs into W2 and b2.
-        output: the tensor that the fused operator will make.
+        outputs: the tensors that the fused operator will make: the blend, or the shares of x and y.
         nodes: what it will replace.
     """
 
@@ -54,7 +55,7 @@ class Site:
     terms: tuple[Term, ...]
     logit_factor: float
     logit_shift: float
-    output: gs.Tensor
+    outputs: tuple[gs.Tensor, ...]
     nodes: tuple[gs.Node, ...] = field(repr=False)
 
 
@@ -103,7 +104,8 @@ def _assemble(gate: Gate, logits: Logits, blend: Blend, outputs: frozenset[str])
         raise Refused(f"the output is neither x*w + y*(1-w) nor the gate {a.name!r}*w on what the attention looks at")
     if blend.y is None and all(term.branch.kind == "global" for term in logits.terms):
         raise Refused("a global gate on a single input (squeeze and excitation) is not an attentional fusion", near=False)
-    arithmetic = (*logits.nodes, *nodes_between(blend, gate.output), *context_nodes)
+    blending = nodes_between(blend, gate.output)
+    arithmetic = (*logits.nodes, *blending, *context_nodes)
     require_no_broadcast(arithmetic, blend.x)
     nodes = {id(node): node for node in (gate.node, *arithmetic)}
     for term in logits.terms:
@@ -112,7 +114,8 @@ def _assemble(gate: Gate, logits: Logits, blend: Blend, outputs: frozenset[str])
     for tensor in inputs:
         if id(producer(tensor)) in nodes:
             raise Refused(f"{tensor.name!r} is blended and is also part of the attention", near=False)
-    _require_private(nodes, blend.output, outputs)
+    shared = without_gate(blending, gate.output) - {id(node) for node in context_nodes}
+    _require_private(nodes, blend.outputs, outputs, shared)
     _require_shapes(logits.terms, blend, a)
     return Site(
         gate=gate,
@@ -125,7 +128,7 @@ def _assemble(gate: Gate, logits: Logits, blend: Blend, outputs: frozenset[str])
         terms=logits.terms,
         logit_factor=gate.factor,
         logit_shift=gate.factor * logits.shift + gate.shift,
-        output=blend.output,
+        outputs=blend.outputs,
         nodes=tuple(nodes.values()),
     )
 
@@ -144,29 +147,53 @@ def _read_context(a: gs.Tensor, blend: Blend) -> tuple[Context, float, list[gs.N
     return "explicit", 1.0, []
 
 
-def _require_private(nodes: Mapping[int, gs.Node], output: gs.Tensor, outputs: frozenset[str]) -> None:
-    """Nothing inside may be seen from outside: it would vanish. A Shape that x has too may be read off x."""
+def _require_private(
+    nodes: Mapping[int, gs.Node], made: tuple[gs.Tensor, ...], outputs: frozenset[str], shared: AbstractSet[int]
+) -> None:
+    """Nothing inside may be seen from outside, but for what `shared` nodes make: it would vanish.
+
+    A Shape that x has too may be read off x, and one that only serves the inside may vanish too.
+    """
     for node in nodes.values():
         for tensor in node.outputs:
-            if tensor is output:
+            if any(tensor is own for own in made):
                 continue
             if tensor.name in outputs:
                 raise Refused(f"the inner tensor {tensor.name!r} is an output of the model; drop that output to fuse")
-            readers = (n for n in tensor.outputs if id(n) not in nodes)
-            reader = next((n for n in readers if not (is_op(n, "Shape") and same_shape(tensor, output))), None)
+            readers = (n for n in tensor.outputs if id(n) not in nodes and id(node) not in shared)
+            reader = next((n for n in readers if not _reads_size(n, tensor, made[0], nodes, outputs)), None)
             if reader is not None:
                 raise Refused(f"the inner tensor {tensor.name!r} is also read by {reader.op} {reader.name!r} outside")
+
+
+def _reads_size(
+    reader: gs.Node, tensor: gs.Tensor, made: gs.Tensor, nodes: Mapping[int, gs.Node], outputs: frozenset[str]
+) -> bool:
+    """Whether `reader` is a Shape of `tensor` that the fusion's output has too, or that leads nowhere but inside."""
+    if not is_op(reader, "Shape"):
+        return False
+    if same_shape(tensor, made):
+        return True
+    seen, frontier = {id(reader)}, [reader]
+    while frontier and len(seen) <= MAX_NODES:
+        for result in frontier.pop().outputs:
+            if result.name in outputs:
+                return False
+            new = [node for node in result.outputs if id(node) not in nodes and id(node) not in seen]
+            seen.update(id(node) for node in new)
+            frontier.extend(new)
+    return not frontier and len(seen) <= MAX_NODES
 
 
 def _require_shapes(terms: tuple[Term, ...], blend: Blend, a: gs.Tensor) -> None:
     """The operator does not broadcast: x, y, a and the output have one shape, but for a's channels."""
     channels = terms[0].branch.second.channels_out
-    whole = [tensor for tensor in (blend.x, blend.y, blend.output) if tensor is not None]
+    whole = [tensor for tensor in (blend.x, blend.y, *blend.outputs) if tensor is not None]
     for tensor in (*whole, a):
         if tensor.shape is None or len(tensor.shape) != len(blend.x.shape or ()):
             raise Refused(f"the shape of {tensor.name!r} is {tensor.shape}, that of {blend.x.name!r} is {blend.x.shape}")
         for axis, (mine, other) in enumerate(zip(tensor.shape, blend.x.shape, strict=True)):
-            if axis != 1 and isinstance(mine, int) and isinstance(other, int) and mine != other:
+            if axis != 1 and mine != other and (1 in (mine, other) or (isinstance(mine, int) and isinstance(other, int))):
                 raise Refused(f"{tensor.name!r} and {blend.x.name!r} have different sizes {mine} and {other} on axis {axis}")
     for tensor in whole:
         if tensor.shape[1] != channels:

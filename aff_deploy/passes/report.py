@@ -64,7 +64,7 @@ def _is_second(call: NodeProto, calls: Mapping[str, NodeProto], readers: Mapping
 def _fusion(call: NodeProto, calls: Mapping[str, NodeProto], readers: Mapping[str, int]) -> Fusion:
     said = attributes(call)
     named = said
-    kind = "aff" if call.op_type.startswith("AttentionalFusion") else "mscam"
+    kind = "mscam" if call.op_type.startswith("AttentionalGate") else "aff"
     share_global = None
     if _is_second(call, calls, readers):
         first = calls[call.input[2]]

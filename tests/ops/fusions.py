@@ -57,14 +57,14 @@ def call_model(
     )
     spatial = arrays["x"].shape[2:]
     attributes = {"channels": CHANNELS, "scale": scale, "alpha": alpha, "upsample": [1.0, 1.0, *map(float, spatial)]}
-    node = helper.make_node(variant.op_type, list(variant.inputs), ["out"], domain=DOMAIN, **attributes)
+    node = helper.make_node(variant.op_type, list(variant.inputs), list(variant.outputs), domain=DOMAIN, **attributes)
     tensors = {name: array.astype(dtype) for name, array in arrays.items()}
     data = [name for name in tensors if name in ("x", "y", "a")]
     graph = helper.make_graph(
         [node],
         "call",
         [helper.make_tensor_value_info(name, elem_type, tensors[name].shape) for name in data],
-        [helper.make_tensor_value_info("out", elem_type, tensors["x"].shape)],
+        [helper.make_tensor_value_info(name, elem_type, tensors["x"].shape) for name in variant.outputs],
         [numpy_helper.from_array(tensor, name) for name, tensor in tensors.items() if name not in data],
     )
     imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]

@@ -50,6 +50,21 @@ def test_every_variant_in_every_form(variant: Variant, form: Form) -> None:
             assert_computes(expected, actual)
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0, 1.7])
+@pytest.mark.parametrize("context", ["sum", "explicit"])
+def test_split_gives_the_two_shares(context: str, scale: float) -> None:
+    variant = Variant(context=context, split=True)  # type: ignore[arg-type]
+    arrays = arrays_of(variant)
+    expected = attentional_fusion(variant, arrays, scale=scale)
+    assert_computes(attentional_fusion(Variant(context=context), arrays, scale=scale), expected.sum(axis=0), "float64")  # type: ignore[arg-type]
+    for form, by_attribute, opset in product(FORMS, (False, True), (13, 18)):
+        model = call_model(variant, arrays, form=form, scale=scale, scale_by_attribute=by_attribute, opset=opset)
+        onnx.checker.check_model(model)
+        feeds = feeds_for(model, arrays)
+        for outputs in (run_ort(model, feeds, optimised=True), run_reference(model, feeds)):
+            assert_computes(expected, np.stack(outputs))
+
+
 @pytest.mark.parametrize("opset", [13, 20])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation(activation: str, opset: int) -> None:

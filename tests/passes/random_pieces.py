@@ -73,14 +73,15 @@ class Builder:
             self.nodes.append(helper.make_node("Constant", [], [name], f"n{self.count}", value=tensor))
         else:
             self.initializers.append(tensor)
-        return self.op("Identity", name) if self.maybe(0.05) else name
+        # Not integers: onnx's own shape inference mistakes a Slice whose bounds it cannot see for no Slice.
+        return self.op("Identity", name) if array.dtype == self.dtype and self.maybe(0.05) else name
 
     def ints(self, values: Sequence[int]) -> str:
         return self.constant(np.asarray(values, dtype=np.int64))
 
-    def number(self, value: float) -> str:
-        """A number, as a scalar or in a shape of ones, perhaps cast from another type."""
-        shape = self.rng.choice([(), (), (1,), (1,) * self.rank])
+    def number(self, value: float, rank: int | None = None) -> str:
+        """A number, as a scalar or in a shape of at most `rank` ones, perhaps cast from another type."""
+        shape = self.rng.choice([(), (), (1,), (1,) * (self.rank if rank is None else rank)])
         if self.maybe(0.1):
             return self.op("Cast", self.constant(np.full(shape, value, np.float64)), to=self.elem_type)
         return self.constant(np.full(shape, value, self.dtype))
@@ -243,9 +244,11 @@ class Builder:
         if name == "Mish":
             return self.either("Mul", t, self.op("Tanh", self.op("Softplus", t)))
         if name == "Gelu":
-            root = self.op("Div", t, self.number(2**0.5)) if self.maybe(0.5) else self.either("Mul", t, self.number(0.5**0.5))
-            factor = self.either("Add", self.op("Erf", root), self.number(1.0))
+            one, half = self.number(1.0, 1), self.number(0.5, 1)
+            by_two = self.maybe(0.5)
+            root = self.op("Div", t, self.number(2**0.5, 1)) if by_two else self.either("Mul", t, self.number(0.5**0.5, 1))
+            factor = self.either("Add", self.op("Erf", root), one)
             if self.maybe(0.5):
-                return self.either("Mul", self.either("Mul", t, factor), self.number(0.5))
-            return self.either("Mul", self.either("Mul", t, self.number(0.5)), factor)
+                return self.either("Mul", self.either("Mul", t, factor), half)
+            return self.either("Mul", self.either("Mul", t, half), factor)
         return self.op(name, t)

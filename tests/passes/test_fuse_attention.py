@@ -14,6 +14,8 @@ from tests.passes.attention import AFF, GLOBAL, LERP_BLEND, LOCAL, MSCAM, SUM_BL
 
 TWO = "two = Constant<value_float: float = 2.0>()"
 
+SHARES = SUM_BLEND.removesuffix("\nout = Add(xw, yw)")
+
 MEMBERS: dict[str, tuple[Attention, str]] = {
     "aff": (AFF, "aff"),
     "operands swapped": (
@@ -70,6 +72,16 @@ MEMBERS: dict[str, tuple[Attention, str]] = {
     ),
     "ReduceMean, axes as attribute": (AFF.but(opset=13, pool="p = ReduceMean<axes: ints = [2, 3]>(a)"), "aff"),
     "full-size AveragePool": (AFF.but(pool="p = AveragePool<kernel_shape: ints = [5, 6]>(a)"), "aff"),
+    "two outputs": (AFF.but(blend=SHARES, outputs=("xw", "yw")), "aff"),
+    "two outputs, scaled": (
+        AFF.but(blend=SHARES + "\n" + TWO + "\nxs = Mul(two, xw)\nys = Mul(yw, two)", outputs=("xs", "ys")),
+        "aff",
+    ),
+    "concatenated": (AFF.but(blend=SHARES + "\nout = Concat<axis: int = 1>(xw, yw)", out_dims="N,16,5,6"), "aff"),
+    "shares, y the other way": (
+        AFF.but(blend="xw = Mul(w, x)\ny_w = Mul(w, y)\nyw = Sub(y, y_w)", outputs=("yw", "xw")),
+        "aff",
+    ),
     "no biases": (AFF.but(local=LOCAL.replace(", b1", "").replace(", b2", ""), branch=GLOBAL.replace(", c2", "")), "aff"),
     "factor before the branches": (AFF.but(logits=TWO + "\ns = Add(l, g)\nz = Mul(s, two)"), "aff"),
     "difference of branches": (AFF.but(logits="z = Sub(l, g)"), "aff"),
@@ -153,6 +165,7 @@ NEAR_MISSES: dict[str, tuple[Attention, str]] = {
     "plus instead of minus": (AFF.but(blend=SUM_BLEND.replace("Sub(one, w)", "Add(one, w)")), "neither"),
     "both weighted alike": (AFF.but(blend="xw = Mul(x, w)\nyw = Mul(y, w)\nout = Add(xw, yw)"), ""),
     "second not weighted": (AFF.but(blend="xw = Mul(x, w)\nout = Add(xw, y)"), "neither"),
+    "shares, and the gate itself": (AFF.but(blend=SHARES, outputs=("xw", "yw", "w")), "output of the model"),
     "gate used twice": (AFF.but(outputs=("out", "w")), "output of the model"),
     "logits are an output": (AFF.but(outputs=("out", "z")), "output of the model"),
     "sum is an output": (AFF.but(outputs=("out", "a")), "output of the model"),
