@@ -24,13 +24,13 @@ FACTORIES: tuple[Callable[..., nn.Module], ...] = (
     *(cifar.iaff_resnext38_32x4d, digits.aff_resnet_digits, digits.iaff_resnet_digits),
     *(inception.aff_inception, fpn.aff_fpn_resnet50),
 )
-"""In the order in which they are tried; the layers of a checkpoint decide between those that differ in nothing else."""
+"""Of those that fit, the one with the fewest arguments is named."""
 
 MAX_BLOCKS = 512
 COUNTER = "num_batches_tracked"
 
-_BLOCK = re.compile(r"((?:backbone\.)?stages)\.(\d+)\.(\d+)\.(.+)")
-_PORT_BLOCK = re.compile(r"layer(\d+)\.(\d+)\.conv1\.weight")
+_BLOCK = re.compile(r"((?:backbone\.)?stages)\.(\d{1,4})\.(\d{1,4})\.(.+)")
+_PORT_BLOCK = re.compile(r"layer(\d{1,4})\.(\d{1,4})\.conv1\.weight")
 # Of basic blocks, of bottlenecks.
 _PORT_DEPTHS: dict[tuple[int, ...], tuple[str, str]] = {
     (2, 2, 2, 2): ("18", ""),
@@ -70,30 +70,35 @@ def _bundled(ours: Shapes) -> str | None:
     layers = _layers(ours)
     if not layers:
         return None
-    inferred: dict[str, Any] = {"layers": layers}
-    if "fc.weight" in ours:
-        inferred["num_classes"] = ours["fc.weight"][0]
-    if "lateral.0.weight" in ours:
-        inferred["width"] = ours["lateral.0.weight"][0]
-    found = sorted(fusions(ours))
-    fused = [int(match[2]) for path in found if (match := _BLOCK.fullmatch(path))]
-    if fused:
-        inferred["start_layer"] = min(fused) + 1
+    found = sorted(fusions(ours), reverse=True)  # The pyramid's own before its backbone's.
+    fused = [int(match[2]) + 1 for path in found if (match := _BLOCK.fullmatch(path))]
+    inferred: dict[str, Any] = {
+        "layers": layers,
+        "num_classes": _size(ours, "fc.weight"),
+        "width": _size(ours, "lateral.0.weight"),
+        "start_layer": min(fused, default=0),
+    }
     if found:
-        inner, channels = ours[f"{found[0]}.local_att.0.weight"][:2]
-        ratio = channels / max(inner, 1)
+        name = f"{found[0]}.local_att.0.weight"
+        ratio = _size(ours, name, 1) / max(_size(ours, name), 1)
         inferred["r"] = int(ratio) if ratio == int(ratio) else ratio
     kind = _kind(ours)
+    matches: list[tuple[int, str]] = []
     for factory in FACTORIES:
-        if not factory.__name__.startswith(f"{kind}_"):
-            continue
         known = inspect.signature(factory).parameters
-        arguments = {key: value for key, value in inferred.items() if key in known}
+        if not factory.__name__.startswith(f"{kind}_") or len(known["layers"].default) != len(layers):
+            continue
+        arguments = {key: value for key, value in inferred.items() if value and key in known}
         if _same(factory, arguments, ours):
-            given = {key: value for key, value in arguments.items() if value != _plain(known[key].default)}
-            text = ", ".join(f"{key}={value}" for key, value in given.items())
-            return f"{factory.__name__}({text})" if text else factory.__name__
-    return None
+            given = [f"{key}={value}" for key, value in arguments.items() if value != _plain(known[key].default)]
+            matches.append((len(given), f"{factory.__name__}({', '.join(given)})" if given else factory.__name__))
+    return min(matches)[1] if matches else None
+
+
+def _size(shapes: Shapes, name: str, axis: int = 0) -> int:
+    """One size of a tensor; 0 where the tensor or the axis is not there."""
+    shape = shapes.get(name, ())
+    return shape[axis] if axis < len(shape) else 0
 
 
 def _same(factory: Callable[..., nn.Module], arguments: Mapping[str, Any], ours: Shapes) -> bool:
@@ -126,11 +131,12 @@ def _family(ours: Shapes) -> str | None:
     if len(layers) not in (3, 4) or len(widths) != len(layers):
         return None
     bottleneck = "stages.0.0.body.6.weight" in ours
-    grouped = bottleneck and ours.get("stages.0.0.body.3.weight", (0, 0))[:2] != (ours["stages.0.0.body.0.weight"][0],) * 2
+    middle = "stages.0.0.body.3.weight"
+    grouped = bottleneck and _size(ours, middle, 0) != _size(ours, middle, 1)
     design = "a ResNeXt" if grouped else "a ResNet" if bottleneck else "a pre-activation ResNet"
     where = "ImageNet" if len(layers) == 4 else "CIFAR"
     fusion = {"iaff": "iAFF", "aff": "AFF", "add": "no fusion"}[_kind(ours)]
-    classes = f", {ours['fc.weight'][0]} classes" if "fc.weight" in ours else ""
+    classes = f", {_size(ours, 'fc.weight')} classes" if "fc.weight" in ours else ""
     sizes, blocks = (", ".join(map(str, values)) for values in (widths, layers))
     return f"{design} for {where} with {fusion}: stages of {sizes} channels, {blocks} blocks{classes}"
 
@@ -143,9 +149,9 @@ def _port(shapes: Shapes) -> str | None:
         return None
     layers = tuple(sum(of == stage for of, _ in blocks) for stage in sorted({stage for stage, _ in blocks}))
     bottleneck = "layer1.0.conv3.weight" in shapes
-    middle = tuple(shapes.get("layer1.0.conv2.weight", (0, 0)))
+    middle = "layer1.0.conv2.weight"
     depth = _PORT_DEPTHS.get(layers, ("", ""))[bottleneck]
-    family = "ResNeXt" if bottleneck and middle[0] != middle[1] else "ResNet"
+    family = "ResNeXt" if bottleneck and _size(shapes, middle, 0) != _size(shapes, middle, 1) else "ResNet"
     name = f"{family}-{depth}" if depth else f"{family} of {', '.join(map(str, layers))} blocks"
     fusion = "iAFF" if _kind(shapes) == "iaff" else "AFF"
     differs = f"{stem[2]}x{stem[3]} stem, fusion in every stage, another network than the authors' own"

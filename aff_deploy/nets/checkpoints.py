@@ -19,6 +19,7 @@ from aff_deploy.nets.sharing import dead_names, settle_sharing
 from aff_deploy.nets.weight_files import Checkpoint, kind_of, read_checkpoint
 
 SHOWN_NAMES = 4
+SHOWN_LENGTH = 120
 COUNTER = "num_batches_tracked"
 
 
@@ -170,4 +171,5 @@ def _check_tensor(checkpoint: Checkpoint, name: str, value: Tensor, tensors: Map
 
 def _listed(what: str, names: Sequence[str]) -> str:
     more = ", ..." if len(names) > SHOWN_NAMES else ""
-    return f"{len(names)} {what} ({', '.join(names[:SHOWN_NAMES])}{more})"
+    shown = (name[:SHOWN_LENGTH] if name.isprintable() else repr(name[:SHOWN_LENGTH]) for name in names[:SHOWN_NAMES])
+    return f"{len(names)} {what} ({', '.join(shown)}{more})"

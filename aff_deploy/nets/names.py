@@ -27,14 +27,14 @@ AVERAGED = "n_averaged"
 
 _GLUON_LEAF = re.compile(r"(.*\.)?(gamma|beta)")
 _MODULE_API = re.compile(r"(arg|aux):(.+)")
-_BLOCK = re.compile(r"(?:layer|features\.)(\d+)\.(\d+)\.(.+)")
-_STEM = re.compile(r"conv1\.(\d+)\.(.+)")
-_SEQUENCE = re.compile(r"features\.(\d+)\.(.+)")
+_BLOCK = re.compile(r"(?:layer|features\.)(\d{1,4})\.(\d{1,4})\.(.+)")
+_STEM = re.compile(r"conv1\.(\d{1,4})\.(.+)")
+_SEQUENCE = re.compile(r"features\.(\d{1,4})\.(.+)")
 _STEP = re.compile(r"(conv|bn)([123])\.(.+)")
 _CHILD = re.compile(r"(body|resfwd|downsample|attention)\.(.+)")
-_SHORTCUT = re.compile(r"downsample\.(\d+)\.(.+)")
+_SHORTCUT = re.compile(r"downsample\.(\d{1,4})\.(.+)")
 _FUSION = re.compile(r"(.+)\.local_att\.0\.weight")
-_PORT = re.compile(r"(.+\.)?layer\d+\.\d+\.fuse_mode\.local_att\.0\.weight")
+_PORT = re.compile(r"(.+\.)?layer\d{1,4}\.\d{1,4}\.fuse_mode\.local_att\.0\.weight")
 
 LEAVES = {"gamma": "weight", "beta": "bias"}
 TOP = {"bn1": "stem.7", "output": "fc"}

@@ -30,6 +30,8 @@ class Activation:
     slope: Weight | None = None
 
 
+_RELATIVE = {"float16": 2**-10, "bfloat16": 2**-7}
+"""Twice the rounding error of a number in a narrow type."""
 _SIMPLE = ("Relu", "Tanh", "Sigmoid", "HardSwish", "Mish")
 
 
@@ -84,7 +86,7 @@ class _Gate:
 def _gates_behind(tensor: gs.Tensor) -> Iterator[_Gate]:
     """The nonlinear factors of a product of few operators."""
     frontier = [tensor]
-    for _ in range(8):
+    for _ in range(16):
         if not frontier:
             return
         node = producer(frontier.pop(0))
@@ -92,7 +94,7 @@ def _gates_behind(tensor: gs.Tensor) -> Iterator[_Gate]:
         if gate is not None:
             yield gate
         elif node is not None and is_op(node, "Mul", "Add", "Div"):
-            frontier.extend(node.inputs)
+            frontier.extend(tensor for tensor in node.inputs if tensor.inputs)
 
 
 def _gate(node: gs.Node) -> _Gate | None:
@@ -110,6 +112,8 @@ def _gate(node: gs.Node) -> _Gate | None:
     if is_op(node, "Erf") and is_op(inner, "Mul", "Div"):
         for t in inner.inputs:
             factor = combine(inner, leaf)
-            if factor is not None and math.isclose(factor.get((t.name,), 0.0), math.sqrt(0.5), rel_tol=1e-5):
+            # In half precision the constant is as coarse as that.
+            coarse = _RELATIVE.get(str(t.dtype), 1e-5)
+            if factor is not None and math.isclose(factor.get((t.name,), 0.0), math.sqrt(0.5), rel_tol=coarse):
                 return _Gate("Gelu", t, node.outputs[0], (node, inner))
     return None

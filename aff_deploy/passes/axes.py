@@ -78,7 +78,7 @@ def layout_of(source: gs.Tensor) -> Layout | None:
 
 def follow(layout: Layout, node: gs.Node) -> Layout | None:
     """The layout behind a node that moves or averages values; None if it does something else."""
-    if is_op(node, "Identity", "Dropout", "Cast"):
+    if is_op(node, "Identity"):
         return layout
     if is_op(node, "Transpose"):
         order = node.attrs.get("perm") or range(len(layout.axes) - 1, -1, -1)
@@ -104,7 +104,7 @@ def follow(layout: Layout, node: gs.Node) -> Layout | None:
     return None
 
 
-MOVERS = ("Identity", "Dropout", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Reshape", "Expand")
+MOVERS = ("Identity", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Reshape", "Expand")
 AVERAGES = ("ReduceMean", "GlobalAveragePool", "AveragePool")
 
 

@@ -215,14 +215,15 @@ def without_gate(nodes: Iterable[gs.Node], w: gs.Tensor) -> frozenset[int]:
     return frozenset(id(node) for node in ordered if node.outputs[0].name not in of_gate)
 
 
-def require_no_broadcast(nodes: Iterable[gs.Node], like: gs.Tensor) -> None:
-    """Constants, and numbers or gates spread over a shape, must not make anything larger than the tensor `like`.
+def require_no_broadcast(nodes: Iterable[gs.Node], whole: Sequence[gs.Tensor]) -> None:
+    """Constants, and numbers or gates spread over a shape, must not make anything larger than the tensors `whole`.
 
     Raises:
         Refused: one does, or may.
     """
     elementwise = [node for node in nodes if not is_op(node, "ConstantOfShape", "Expand")]
-    parts = {tensor.name for node in elementwise for tensor in (*node.inputs, *node.outputs)} | {like.name}
+    like = whole[0]
+    parts = {tensor.name for node in elementwise for tensor in (*node.inputs, *node.outputs, *whole)}
     for node in elementwise:
         for tensor in node.inputs:
             if isinstance(tensor, gs.Constant) and not _fits(tensor.shape, like):

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
@@ -27,7 +28,9 @@ from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from aff_deploy.errors import ModelError
 from aff_deploy.onnx_data import nested_graphs
-from aff_deploy.onnx_file import FIRST_IR_WITH_DEFAULTS, infer_types, overridable, sorted_nodes, static_shape
+from aff_deploy.onnx_file import FIRST_IR_WITH_DEFAULTS, infer_types, overridable, skeleton, sorted_nodes, static_shape
+
+FIRST_OPSET_INFERRING_RESHAPE = 14
 
 # graphsurgeon prints its warnings to stdout, where a JSON document may be on its way.
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -84,7 +87,7 @@ def _release(graph: gs.Graph, model: ModelProto, tensors: Mapping[str, gs.Tensor
 
 
 def _note_types(model: ModelProto, tensors: Mapping[str, gs.Tensor]) -> None:
-    types = infer_types(model)
+    types = infer_types(_upgraded(model))
     for name, tensor in tensors.items():
         if isinstance(tensor, gs.Constant):
             if isinstance(tensor.dtype, int):
@@ -98,6 +101,17 @@ def _note_types(model: ModelProto, tensors: Mapping[str, gs.Tensor]) -> None:
         shape = static_shape(inferred)
         if shape is not None and (tensor.shape is None or None in tensor.shape):
             tensor.shape = shape
+
+
+def _upgraded(model: ModelProto) -> ModelProto:
+    """A skeleton of `model` for shape inference, which sees through a computed Reshape from opset 14 on."""
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    if versions and versions[0] >= FIRST_OPSET_INFERRING_RESHAPE:
+        return model
+    try:
+        return onnx.version_converter.convert_version(skeleton(model), FIRST_OPSET_INFERRING_RESHAPE)
+    except (RuntimeError, ValueError):  # an operator that the converter does not know
+        return model
 
 
 _KNOWN_TYPES = frozenset(helper.get_all_tensor_dtypes()) - {onnx.TensorProto.UNDEFINED}

@@ -106,7 +106,7 @@ def _assemble(gate: Gate, logits: Logits, blend: Blend, outputs: frozenset[str])
         raise Refused("a global gate on a single input (squeeze and excitation) is not an attentional fusion", near=False)
     blending = nodes_between(blend, gate.output)
     arithmetic = (*logits.nodes, *blending, *context_nodes)
-    require_no_broadcast(arithmetic, blend.x)
+    require_no_broadcast(arithmetic, (blend.x, a))
     nodes = {id(node): node for node in (gate.node, *arithmetic)}
     for term in logits.terms:
         nodes.update((id(n), n) for n in term.branch.nodes)

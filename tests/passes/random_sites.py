@@ -126,7 +126,9 @@ class Site:
             p = b.unsqueeze(p, channels)
         back: Callable[[str], str] = (lambda t: b.unsqueeze(t, c)) if layout == "nc" else (lambda t: t)
         g = self._layers(p, layout, channels, inter, act, alpha, back)
-        return b.op("Expand", g, b.shape_like(a, c)) if not self.miss and b.maybe(0.1) else g
+        if self.miss or channels != c or b.maybe(0.9):
+            return g
+        return b.op("Expand", g, b.op("Shape", a))
 
     def _pool(self, a: str, channels: int) -> tuple[str, bool]:
         b = self.builder
