@@ -63,6 +63,7 @@ class DeployResult:
                 f"at scale {output.scale:.3g}, over {self.validation.samples} samples"
             )
         lines += [f"  answers   {line}" for line in self.evaluation.lines()] if self.evaluation is not None else []
+        lines += [f"  weights   {note}" for note in facts["network"]["notes"]]
         if facts["network"]["weights"] is None:
             lines.append("  weights   seeded, since the recipe names none: this is not a trained network")
         return [*lines, f"  report    {self.report}"]
@@ -177,6 +178,7 @@ def _describe_network(recipe: Recipe, network: Network) -> dict[str, Any]:
         "arguments": dict(recipe.arguments),
         "parameters": sum(tensor.numel() for tensor in network.module.parameters()),
         "weights": weights,
+        "notes": list(network.loaded.notes) if network.loaded is not None else [],
         "export": asdict(recipe.export),
     }
 

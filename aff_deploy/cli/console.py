@@ -17,6 +17,8 @@ from aff_deploy.errors import UsageError
 if TYPE_CHECKING:
     from rich.status import Status
 
+    from aff_deploy.nets.checkpoints import LoadedWeights
+
 
 def claim_output(output: Path, *sources: Path) -> None:
     """Fail before the work where `output` could not be written after it, or would replace what is read.
@@ -38,6 +40,12 @@ def working() -> Iterator[None]:
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
         yield
+
+
+def say_notes(loaded: LoadedWeights | None) -> None:
+    """Tell on stderr what was chosen while weights were loaded, such as the shared branch of an iAFF."""
+    for note in loaded.notes if loaded is not None else ():
+        print(f"  note: {note}", file=sys.stderr, flush=True)
 
 
 def print_json(document: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from aff_deploy.cli.console import Steps, claim_output, working
+from aff_deploy.cli.console import Steps, claim_output, say_notes, working
 from aff_deploy.cli.options import NETWORK, Weights
 from aff_deploy.errors import UsageError
 from aff_deploy.spec import TensorSpec, apply_dynamic
@@ -47,6 +47,7 @@ def export(
         from aff_deploy.recipe import ExportSettings
 
         found = resolve_network(network, weights=weights, inputs=specs)
+        say_notes(found.loaded)
         if not found.inputs:
             raise UsageError(f"nothing says what inputs {network} takes", fix="give them with --input NAME:1x3x224x224")
         taken = apply_dynamic(found.inputs, dynamic or ())

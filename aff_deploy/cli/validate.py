@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aff_deploy.cli.console import Steps, print_json, table, working
+from aff_deploy.cli.console import Steps, print_json, say_notes, table, working
 from aff_deploy.cli.options import NETWORK, Json, Weights
 from aff_deploy.errors import UsageError
 from aff_deploy.spec import TOLERANCES, Precision, Tolerance
@@ -77,6 +77,7 @@ def _reference(against: str, weights: Path | None, candidate: Runner) -> tuple[R
     from aff_deploy.runtimes.pytorch import PyTorchRunner
 
     network = resolve_network(against, weights=weights)
+    say_notes(network.loaded)
     return PyTorchRunner(network.module, network.inputs or candidate.inputs), network.recipe
 
 

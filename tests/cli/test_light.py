@@ -8,7 +8,7 @@ import sys
 
 from tests.cli.process import Run, error_line
 
-COMMANDS = ("deploy", "export", "optimize", "inspect", "validate", "doctor")
+COMMANDS = ("deploy", "export", "optimize", "inspect", "validate", "convert-weights", "doctor")
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "onnx_graphsurgeon", "numpy", "rich", "sklearn"}
 
 
