@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 MODEL  ?= aff_resnet_digits
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: deploy test lint check clean
+.PHONY: deploy test test-slow lint check clean
 .DELETE_ON_ERROR:
 
 deploy: $(VENV)/.cpu
@@ -13,6 +13,10 @@ deploy: $(VENV)/.cpu
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+# Minutes and gigabytes: speaker networks through both exporters, models over 2 GB.
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -42,7 +42,9 @@ def main() -> int:
         ):
             if happened:
                 counts[problem] += 1
-                print(f"seed {seed}: {problem}: {verdict}, {graph.fusions} to fuse, {', '.join(graph.misses) or 'no near miss'}")
+                print(
+                    f"seed {seed}: {problem}: {verdict}, {graph.fusions} to fuse, {', '.join(graph.misses) or 'no near miss'}"
+                )
     print(f"graphs                {options.count} in {time.perf_counter() - start:.0f} s")
     print(f"members fused         {counts['fused']} of {counts['members']}")
     print(f"near misses refused   {misses.total() - counts['near miss fused']} of {misses.total()}, of {len(misses)} kinds")

@@ -409,7 +409,6 @@ class Huge(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("not config.getoption('markexpr')", reason="needs 8 GB of memory; ask for it with -m slow")
 @both
 def test_models_over_two_gigabytes(exporter: str) -> None:
     model = export_onnx(Huge(), [TensorSpec("ids", ("batch", 5), "int64")], exporter=exporter)

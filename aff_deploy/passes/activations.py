@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from aff_deploy.passes.algebra import add, combine, is_zero, leaf, polynomial_in
-from aff_deploy.passes.graph import is_absent, is_op, producer, uniform_value
+from aff_deploy.passes.algebra import ONE, add, combine, is_zero, leaf, polynomial_in
+from aff_deploy.passes.gates import clip_bounds
+from aff_deploy.passes.graph import is_op, producer
 from aff_deploy.passes.linear import Weight, read_weight
 
 
@@ -51,14 +52,9 @@ def read_activation(tensor: gs.Tensor) -> Activation | None:
     if is_op(node, "PRelu"):
         slope = read_weight(node.inputs[1])
         return None if slope is None else Activation("PRelu", node.inputs[0], (node,), slope=slope)
-    if is_op(node, "Clip") and _clips_to_six(node):
+    if is_op(node, "Clip") and clip_bounds(node) == (0.0, 6.0):
         return Activation("Relu6", node.inputs[0], (node,))
     return _read_product(tensor)
-
-
-def _clips_to_six(node: gs.Node) -> bool:
-    bounds = [None if is_absent(node.inputs, i) else uniform_value(node.inputs[i]) for i in (1, 2)]
-    return bounds == [0.0, 6.0]
 
 
 def _read_product(tensor: gs.Tensor) -> Activation | None:
@@ -67,7 +63,7 @@ def _read_product(tensor: gs.Tensor) -> Activation | None:
         nodes: list[gs.Node] = []
         polynomial = polynomial_in(tensor, {gate.of.name, gate.value.name}, nodes)
         product = tuple(sorted((gate.of.name, gate.value.name)))
-        want = {product: 1.0} if gate.name != "Gelu" else {(gate.of.name,): 0.5, product: 0.5}
+        want = {product: gate.share} if gate.name != "Gelu" else {(gate.of.name,): 0.5, product: 0.5}
         if polynomial is not None and is_zero(add(polynomial, want, -1.0)):
             return Activation(gate.name, gate.of, (*nodes, *gate.nodes))
     return None
@@ -75,12 +71,13 @@ def _read_product(tensor: gs.Tensor) -> Activation | None:
 
 @dataclass(frozen=True)
 class _Gate:
-    """f(t): the activation it is part of, t, f(t), and the nodes that compute f."""
+    """f(t): the activation it is part of, t, f(t), the nodes that compute f, and the factor of ``t f(t)`` in the activation."""
 
     name: str
     of: gs.Tensor
     value: gs.Tensor
     nodes: tuple[gs.Node, ...]
+    share: float = 1.0
 
 
 def _gates_behind(tensor: gs.Tensor) -> Iterator[_Gate]:
@@ -104,9 +101,14 @@ def _gate(node: gs.Node) -> _Gate | None:
         slopes = (node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5))
         fits = math.isclose(slopes[0], 1 / 6, rel_tol=1e-5) and slopes[1] == 0.5
         return _Gate("HardSwish", node.inputs[0], node.outputs[0], (node,)) if fits else None
-    inner = producer(node.inputs[0]) if is_op(node, "Tanh", "Erf") else None
+    inner = producer(node.inputs[0]) if is_op(node, "Tanh", "Erf", "Clip") else None
     if inner is None:
         return None
+    if is_op(node, "Clip") and clip_bounds(node) == (0.0, 6.0):
+        # t * relu6(t + 3) / 6
+        shifted = combine(inner, leaf) or {}
+        t = next((t for t in inner.inputs if is_zero(add(shifted, {(t.name,): 1.0, ONE: 3.0}, -1.0))), None)
+        return None if t is None else _Gate("HardSwish", t, node.outputs[0], (node, inner), 1.0 / 6.0)
     if is_op(node, "Tanh") and is_op(inner, "Softplus"):
         return _Gate("Mish", inner.inputs[0], node.outputs[0], (node, inner))
     if is_op(node, "Erf") and is_op(inner, "Mul", "Div"):

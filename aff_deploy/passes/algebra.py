@@ -129,13 +129,20 @@ def substitute(p: Polynomial, name: str, value: Polynomial) -> Polynomial | None
     return total
 
 
-def polynomial_in(tensor: gs.Tensor, ends: AbstractSet[str], nodes: list[gs.Node]) -> Polynomial | None:
-    """`tensor` as a polynomial of the tensors named in `ends`, None if it needs others; adds its nodes to `nodes`."""
+def polynomial_in(
+    tensor: gs.Tensor, ends: AbstractSet[str], nodes: list[gs.Node], known: dict[str, Polynomial | None] | None = None
+) -> Polynomial | None:
+    """`tensor` as a polynomial of the tensors named in `ends`, None if it needs others; adds its nodes to `nodes`.
+
+    `known` keeps what has been worked out, so that a tensor used twice is not worked out twice.
+    """
+    known = {} if known is None else known
     if tensor.name in ends or scalar(tensor) is not None:
         return leaf(tensor)
     node = producer(tensor)
-    if node is None or not is_op(node, *ARITHMETIC) or len(nodes) >= MAX_NODES:
-        return None
-    if all(known is not node for known in nodes):
-        nodes.append(node)
-    return combine(node, lambda t: polynomial_in(t, ends, nodes))
+    if tensor.name not in known:
+        known[tensor.name] = None
+        if node is not None and is_op(node, *ARITHMETIC) and len(nodes) < MAX_NODES:
+            nodes.append(node)
+            known[tensor.name] = combine(node, lambda t: polynomial_in(t, ends, nodes, known))
+    return known[tensor.name]

@@ -149,13 +149,17 @@ def _average(layout: Layout, axes: Sequence[int] | None, *, keep: bool) -> Layou
 
 
 def _average_pool(layout: Layout, node: gs.Node) -> Layout | None:
-    """A window over the whole of a static size, without padding."""
-    spatial = layout.axes[2:]
-    sizes = [layout.sizes.get(axis[0]) if len(axis) == 1 else None for axis in spatial]
+    """A window over the whole of each axis, the size being static, or of one over an axis that stays; without padding."""
+    spatial, kernel = layout.axes[2:], list(node.attrs["kernel_shape"])
+    strides = node.attrs.get("strides") or [1] * len(kernel)
+    sizes = [1 if not axis else layout.sizes.get(axis[0]) if len(axis) == 1 else None for axis in spatial]
     padded = any(node.attrs.get("pads", ())) or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-    if layout.axes[:2] != ((N,), (C,)) or sizes != list(node.attrs["kernel_shape"]) or padded:
+    stays = [window == 1 and (size == 1 or stride == 1) for window, size, stride in zip(kernel, sizes, strides, strict=True)]
+    if layout.axes[:2] != ((N,), (C,)) or padded:
         return None
-    return _average(layout, range(2, len(layout.axes)), keep=True)
+    if not all(kept or window == size for kept, window, size in zip(stays, kernel, sizes, strict=True)):
+        return None
+    return _average(layout, [i for i, kept in enumerate(stays, 2) if not kept], keep=True)
 
 
 def _reshape(layout: Layout, node: gs.Node) -> Layout | None:
@@ -195,10 +199,16 @@ def _take(layout: Layout, dim: int | tuple[str, int], index: int, left: list[str
 
 
 def _named(layout: Layout, dim: int | tuple[str, int]) -> Atoms | None:
-    """The atom that a dimension computed from another tensor's shape stands for."""
+    """The atoms that a dimension computed from another tensor's shape stands for."""
     if not isinstance(dim, tuple):
         return None
-    return next(((atom,) for atom, name in layout.names.items() if name == dim[0]), None)
+    atoms = {name: atom for atom, name in reversed(list(layout.names.items()))}
+    names = dim[0].split(_TIMES)
+    return tuple(atoms[name] for name in names) if all(name in atoms for name in names) else None
+
+
+_TIMES = "\0"
+"""Between the names of dimensions that are multiplied; a name that a file gives cannot hold it by chance."""
 
 
 def shape_entries(shape: gs.Tensor) -> list[int | tuple[str, int]] | None:
@@ -214,13 +224,32 @@ def shape_entries(shape: gs.Tensor) -> list[int | tuple[str, int]] | None:
         parts = [shape_entries(tensor) for tensor in node.inputs]
         known = [part for part in parts if part is not None]
         return [dim for part in known for dim in part] if len(known) == len(parts) else None
-    if is_op(node, "Unsqueeze", "Squeeze", "Cast", "Identity") and node is not None:
+    if is_op(node, "Unsqueeze", "Squeeze", "Reshape", "Cast", "Identity") and node is not None:
         return shape_entries(node.inputs[0])
     if is_op(node, "Gather", "Slice") and node is not None:
         return _picked(node)
+    if is_op(node, "Mul") and node is not None:
+        return _multiplied(*(shape_entries(tensor) for tensor in node.inputs))
     if not is_op(node, "Shape") or node is None or node.inputs[0].shape is None:
         return None
     return list(_shape_dims(node))
+
+
+def _multiplied(
+    ones: list[int | tuple[str, int]] | None, others: list[int | tuple[str, int]] | None
+) -> list[int | tuple[str, int]] | None:
+    """Entry by entry, as in ``view(n, c, h * w)``; a number times a name is a dimension of no name."""
+    if ones is None or others is None or len(ones) != len(others):
+        return None
+    products: list[int | tuple[str, int]] = []
+    for one, other in zip(ones, others, strict=True):
+        if isinstance(one, int) and isinstance(other, int):
+            products.append(one * other)
+        elif isinstance(one, tuple) and isinstance(other, tuple):
+            products.append((f"{one[0]}{_TIMES}{other[0]}", 0))
+        else:
+            products.append(("?", 0))
+    return products
 
 
 def _picked(node: gs.Node) -> list[int | tuple[str, int]] | None:

@@ -20,6 +20,7 @@ import onnx_graphsurgeon as gs
 
 from aff_deploy.ops import DOMAIN, TAKES_ALPHA, Variant
 from aff_deploy.passes.branch import Branch
+from aff_deploy.passes.elsewhere import find_rewritten
 from aff_deploy.passes.graph import Array, fresh_name, is_op
 from aff_deploy.passes.linear import Linear
 from aff_deploy.passes.logits import Term
@@ -39,7 +40,10 @@ class Rejection:
 def find_rejections(graph: gs.Graph) -> tuple[Rejection, ...]:
     """The near misses of a graph that has been fused as far as it goes."""
     graph.toposort()
-    misses = (found for found in find_sites(graph) if not isinstance(found, Site))
+    misses = [found for found in find_sites(graph) if not isinstance(found, Site)]
+    rewritten = list(find_rewritten(graph))
+    known = {id(gate) for gate, _ in rewritten}
+    misses = rewritten + [(gate, reason) for gate, reason in misses if id(gate) not in known]
     return tuple(Rejection(gate.name or gate.outputs[0].name, reason) for gate, reason in misses)
 
 

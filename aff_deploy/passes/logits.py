@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -37,9 +37,8 @@ def read_logits(z: gs.Tensor) -> list[Logits]:
     Raises:
         Refused: there is none, and why.
     """
-    nodes: list[gs.Node] = []
-    tensors: dict[str, gs.Tensor] = {}
-    polynomial = _expand_sum(z, nodes, tensors)
+    expanded = _expand_sum(z, {})
+    polynomial, tensors, nodes = expanded.polynomial, expanded.tensors, tuple(expanded.nodes.values())
     many = next((monomial for monomial in polynomial if len(monomial) > 1), None)
     if many is not None:
         near = any(not isinstance(_branches_or_reason(tensors[name]), Refused) for name in many)
@@ -60,23 +59,50 @@ def read_logits(z: gs.Tensor) -> list[Logits]:
         # The last combination has the farthest sources, and with them the fewest differences.
         raise Refused(reasons[-1])
     shift = polynomial.get(ONE, 0.0)
-    return [Logits(tuple(sorted(t, key=lambda term: term.branch.kind, reverse=True)), shift, tuple(nodes)) for t in fitting]
+    return [Logits(tuple(sorted(t, key=lambda term: term.branch.kind, reverse=True)), shift, nodes) for t in fitting]
 
 
-def _expand_sum(tensor: gs.Tensor, nodes: list[gs.Node], tensors: dict[str, gs.Tensor]) -> Polynomial:
-    """`tensor` expanded through arithmetic down to what arithmetic, or a bias added to it, does not make."""
+@dataclass(frozen=True)
+class _Sum:
+    """A tensor as a polynomial, the nodes that make it so, and the tensors it is made of, by name."""
+
+    polynomial: Polynomial
+    nodes: Mapping[int, gs.Node]
+    tensors: Mapping[str, gs.Tensor]
+
+
+def _expand_sum(tensor: gs.Tensor, known: dict[str, _Sum], depth: int = 0) -> _Sum:
+    """`tensor` expanded through arithmetic down to what arithmetic, or a bias added to it, does not make.
+
+    `known` keeps what has been expanded: in a chain of ``t + t`` there are exponentially many ways to
+    the same tensor.
+    """
+    if tensor.name not in known:
+        known[tensor.name] = _expanded(tensor, known, depth) or _Sum(leaf(tensor), {}, {tensor.name: tensor})
+    return known[tensor.name]
+
+
+def _expanded(tensor: gs.Tensor, known: dict[str, _Sum], depth: int) -> _Sum | None:
     node = producer(tensor)
-    affine = node is not None and _is_vector_step(node)
-    if node is not None and is_op(node, *ARITHMETIC) and not affine and scalar(tensor) is None and len(nodes) < MAX_NODES:
-        mine: list[gs.Node] = [node]
-        inner: dict[str, gs.Tensor] = {}
-        polynomial = combine(node, lambda t: _expand_sum(t, mine, inner))
-        if polynomial is not None:
-            nodes.extend(mine)
-            tensors.update(inner)
-            return polynomial
-    tensors[tensor.name] = tensor
-    return leaf(tensor)
+    if node is None or not is_op(node, *ARITHMETIC) or _is_vector_step(node) or scalar(tensor) is not None:
+        return None
+    if depth >= MAX_NODES:
+        return None
+    parts: dict[str, _Sum] = {}
+
+    def of(operand: gs.Tensor) -> Polynomial:
+        parts[operand.name] = _expand_sum(operand, known, depth + 1)
+        return parts[operand.name].polynomial
+
+    polynomial = combine(node, of)
+    if polynomial is None:
+        return None
+    nodes = {id(node): node}
+    tensors: dict[str, gs.Tensor] = {}
+    for part in parts.values():
+        nodes.update(part.nodes)
+        tensors.update(part.tensors)
+    return _Sum(polynomial, nodes, tensors) if len(nodes) <= MAX_NODES else None
 
 
 def _is_vector_step(node: gs.Node) -> bool:

@@ -63,18 +63,26 @@ def find_sites(graph: gs.Graph) -> Iterator[Site | tuple[gs.Node, str]]:
     """Every fusion in a topologically sorted graph, and every near miss as (gate, reason)."""
     outputs = output_names(graph)
     order = {id(node): i for i, node in enumerate(graph.nodes)}
+    inside: set[int] = set()
     for node in graph.nodes:
         gate = read_gate(node)
         if gate is None:
             continue
         try:
-            yield _read_site(gate, order, outputs)
+            site = _read_site(gate, order, outputs, inside)
+            inside |= {id(inner) for inner in site.nodes if all(inner.outputs[0] is not made for made in site.outputs)}
+            yield site
         except Refused as refusal:
             if refusal.near:
                 yield node, refusal.reason
 
 
-def _read_site(gate: Gate, order: Mapping[int, int], outputs: frozenset[str]) -> Site:
+def _read_site(gate: Gate, order: Mapping[int, int], outputs: frozenset[str], inside: AbstractSet[int]) -> Site:
+    """The site of `gate`; what the nodes `inside` other sites make will be gone.
+
+    Raises:
+        Refused: there is none, and why.
+    """
     blends = read_blends(gate.output, gate.value, order)
     try:
         readings = read_logits(gate.node.inputs[0])
@@ -82,13 +90,14 @@ def _read_site(gate: Gate, order: Mapping[int, int], outputs: frozenset[str]) ->
         # A full blend is rare enough outside the family that its owner will want to know.
         raise Refused(refusal.reason, near=refusal.near or any(ways[0].y is not None for ways in blends)) from None
     if not blends:
-        raise Refused("what is done with the gate is neither x*w + y*(1-w) nor x*w")
+        # A Clip is as a rule somebody's activation.
+        raise Refused("what is done with the gate is neither x*w + y*(1-w) nor x*w", near=not is_op(gate.node, "Clip"))
     reasons: list[Refused] = []
     for ways in blends:
         sites: list[Site] = []
         for logits, blend in product(readings, ways):
             try:
-                sites.append(_assemble(gate, logits, blend, outputs))
+                sites.append(_assemble(gate, logits, blend, outputs, inside))
             except Refused as refusal:
                 reasons.append(refusal)
         if sites:
@@ -97,7 +106,7 @@ def _read_site(gate: Gate, order: Mapping[int, int], outputs: frozenset[str]) ->
     raise reasons[0]
 
 
-def _assemble(gate: Gate, logits: Logits, blend: Blend, outputs: frozenset[str]) -> Site:
+def _assemble(gate: Gate, logits: Logits, blend: Blend, outputs: frozenset[str], inside: AbstractSet[int]) -> Site:
     a = logits.terms[0].branch.source
     context, factor, context_nodes = _read_context(a, blend)
     if blend.y is None and context != "self":
@@ -114,6 +123,8 @@ def _assemble(gate: Gate, logits: Logits, blend: Blend, outputs: frozenset[str])
     for tensor in inputs:
         if id(producer(tensor)) in nodes:
             raise Refused(f"{tensor.name!r} is blended and is also part of the attention", near=False)
+        if id(producer(tensor)) in inside:
+            raise Refused(f"{tensor.name!r} is inside another fusion")
     shared = without_gate(blending, gate.output) - {id(node) for node in context_nodes}
     _require_private(nodes, blend.outputs, outputs, shared)
     _require_shapes(logits.terms, blend, a)

@@ -64,7 +64,8 @@ def random_graph(rng: Random) -> RandomGraph:
     for i in range(count):
         out, made, outputs = _fusion(builder, x, y, miss if i == spoiled else "")
         fusions, extra = fusions + made, extra + outputs
-        x, y = out, rng.choice([x, y, _source(builder, "p", channels)])
+        # A Relu twice becomes one, and an average of it then belongs to two fusions.
+        x, y = out, rng.choice([x, y, builder.linear("p", "nchw", channels, channels)])
     out = builder.op("Relu", x) if builder.maybe(0.3) else x
     return RandomGraph(_model(builder, [out, *extra]), fusions, (miss,) if miss else ())
 

@@ -241,4 +241,3 @@ class Site:
 
     def _of(self, t: str, top: float) -> str:
         return t if top == 1.0 else self._times(t, top)
-

@@ -323,3 +323,12 @@ def test_quantised_weights_are_read_as_what_they_stand_for() -> None:
     result = optimize(before)
     assert [fusion.kind for fusion in result.fusions] == ["aff"]
     assert_same_function(before, result.model)
+
+
+def test_a_chain_of_doublings_costs_no_more_than_it_is_long() -> None:
+    """Taken apart naively, a tensor added to itself forty times has 2**40 ways back to its beginning."""
+    chain = "\n".join(f"t{i + 1} = Add(t{i}, t{i})" for i in range(40))
+    before = AFF.but(logits=f"t0 = Add(l, g)\n{chain}\nz = Identity(t40)").build()
+    result = optimize(before)
+    assert [fusion.kind for fusion in result.fusions] == ["aff"]
+    assert_same_function(before, result.model)
