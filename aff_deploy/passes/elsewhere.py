@@ -26,7 +26,7 @@ def find_rewritten(graph: gs.Graph) -> Iterator[tuple[gs.Node, str]]:
         own = _is_runtimes(node) and node.attrs.get("activation") in _GATES
         if not own and not is_op(node, *_GATES):
             continue
-        logits = [node] if own else list(_walk(node, _makers, "Add", "Sum", "Mul"))
+        logits = [node] if own else list(_walk(node, _makers, "Add", "Sum", "Mul", "Conv", "Gemm", "MatMul"))
         makers = [found for found in logits if _is_runtimes(found) and found.op != "ReorderOutput"]
         behind = list(_walk(node, _readers, "Add", "Sub", "Neg"))
         complement = any(found.op in ("Add", "Sub", "Neg") and _has_number(found) for found in behind)

@@ -327,8 +327,8 @@ def test_quantised_weights_are_read_as_what_they_stand_for() -> None:
 
 def test_a_chain_of_doublings_costs_no_more_than_it_is_long() -> None:
     """Taken apart naively, a tensor added to itself forty times has 2**40 ways back to its beginning."""
-    chain = "\n".join(f"t{i + 1} = Add(t{i}, t{i})" for i in range(40))
-    before = AFF.but(logits=f"t0 = Add(l, g)\n{chain}\nz = Identity(t40)").build()
+    chain = "\n".join(f"sum_{i + 1} = Add(sum_{i}, sum_{i})" for i in range(40))
+    before = AFF.but(logits=f"sum_0 = Add(l, g)\n{chain}\nz = Identity(sum_40)").build()
     result = optimize(before)
     assert [fusion.kind for fusion in result.fusions] == ["aff"]
     assert_same_function(before, result.model)
