@@ -331,4 +331,6 @@ def test_a_chain_of_doublings_costs_no_more_than_it_is_long() -> None:
     before = AFF.but(logits=f"sum_0 = Add(l, g)\n{chain}\nz = Identity(sum_40)").build()
     result = optimize(before)
     assert [fusion.kind for fusion in result.fusions] == ["aff"]
-    assert_same_function(before, result.model)
+    # Such logits saturate the gate, which onnx's reference evaluator does not take without a warning.
+    feeds = feeds_for(before)
+    np.testing.assert_allclose(run(result.model, feeds)[0], run(before, feeds)[0], rtol=1e-5, atol=1e-5)
