@@ -27,6 +27,7 @@ from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from aff_deploy.runtimes.pytorch import PyTorchRunner
 from aff_deploy.spec import Precision
 from aff_deploy.validate import ValidationReport, validate
+from aff_deploy.verify import free_sizes
 
 MODEL_FILE, MANIFEST_FILE, REPORT_FILE, RECIPE_FILE = "model.onnx", "manifest.json", "report.html", "recipe.toml"
 SEEDED_SAMPLES = 16
@@ -65,7 +66,7 @@ class DeployResult:
         lines += [f"  answers   {line}" for line in self.evaluation.lines()] if self.evaluation is not None else []
         lines += [f"  weights   {note}" for note in facts["network"]["notes"]]
         if facts["network"]["weights"] is None:
-            lines.append("  weights   seeded, since the recipe names none: this is not a trained network")
+            lines.append("  weights   as the network's code made them; the recipe names none")
         return [*lines, f"  report    {self.report}"]
 
 
@@ -120,7 +121,7 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
         facts = {"source": {"recipe": recipe.name, "exporter": settings.exporter}, **result.to_dict()}
         artifact = save_onnx(result.model, stage / MODEL_FILE, facts)
         with clock.stage("validate", "compare with eager PyTorch"):
-            batches = [*evaluated_on, *seeded_feeds(network.inputs, samples=SEEDED_SAMPLES, recipe=recipe)]
+            batches = [*evaluated_on, *_seeded(recipe, network)]
             with PyTorchRunner(network.module, network.inputs) as eager, OnnxRuntimeRunner(artifact.path) as ours:
                 reference, candidate = RecordingRunner(eager, len(evaluated_on)), RecordingRunner(ours, len(evaluated_on))
                 validation = validate(reference, candidate, batches, recipe.tolerance[Precision.FP32])
@@ -153,6 +154,10 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
             text = json.dumps(manifest, indent=2, allow_nan=False)
             (stage / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
     return DeployResult(out, manifest, validation, evaluated)
+
+
+def _seeded(recipe: Recipe, network: Network) -> list[dict[str, Any]]:
+    return seeded_feeds(network.inputs, samples=SEEDED_SAMPLES, recipe=recipe, sizes=free_sizes(network.inputs))
 
 
 def _evaluation_batches(recipe: Recipe, evaluation: Evaluation | None) -> list[dict[str, Any]]:

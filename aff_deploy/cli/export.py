@@ -65,5 +65,5 @@ def export(
         }
         artifact = save_onnx(model, output, facts)
     shapes = ", ".join(spec.text for spec in taken)
-    origin = f"weights from {found.weights.name}" if found.weights is not None else "seeded weights, since none were given"
+    origin = f"weights from {found.weights.name}" if found.weights is not None else "weights as its code made them, none given"
     print(f"{artifact.path}: {found.name} ({origin}), {len(model.graph.node)} nodes, inputs {shapes}")

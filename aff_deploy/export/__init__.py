@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from aff_deploy.errors import CheckFailed, MissingDependency, NetworkError, UsageError
 from aff_deploy.spec import TOLERANCES, Precision, TensorSpec, Tolerance
 
@@ -156,6 +158,11 @@ def _verify(
                     raise CheckFailed(
                         f"the exported model does not compute what PyTorch does on {shapes}: {failures[0]}",
                         fix="try the other exporter (dynamo, torchscript), or make the dynamic dimensions fixed",
+                    )
+                if not all(np.isfinite(array).all() for array in expected.values() if array.dtype.kind == "f"):
+                    raise NetworkError(
+                        "the network's own output is not finite (NaN or infinity)",
+                        fix="check its weights, and the input data's range in the recipe",
                     )
                 if failures:
                     raise NetworkError(

@@ -33,6 +33,9 @@ def export(traced: Traced, opset: int) -> tuple[ModelProto, dict[str, int]]:
     try:
         program = torch.export.export(traced.network, traced.tensors, dynamic_shapes=(axes,), strict=False)
     except Exception as error:
+        if "DataDependent" in type(error).__name__ or "data-dependent" in str(error).lower():
+            # Tracing would follow one branch of the network's code and drop the other without a word.
+            other = "its code branches on values: write the branch with torch.where, or leave it out of the exported part"
         raise NetworkError(f"torch.export cannot capture the network: {_first_line(error)}", fix=other) from error
     symbols = _symbols(program, traced)
     lowest = _lowest_sizes(program, symbols)

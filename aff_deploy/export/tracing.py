@@ -17,6 +17,7 @@ from aff_deploy.runtimes import Array
 from aff_deploy.runtimes.feeds import seeded_feeds
 from aff_deploy.runtimes.pytorch import device_of, flatten_outputs, output_names, run_forward, tensors_of
 from aff_deploy.spec import TensorSpec
+from aff_deploy.verify import free_sizes
 
 BATCH = 2
 """Rows to trace with: the smallest number that no exporter takes for a constant."""
@@ -68,8 +69,8 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 
 
 def dim_sizes(inputs: Sequence[TensorSpec], batch: int) -> dict[str, int]:
-    """A size for each dynamic dimension: `batch` for first axes, else the example's, and never 1."""
-    sizes: dict[str, int] = {}
+    """A size for each dynamic dimension: `batch` for first axes, else the example's and never 1, else a middling one."""
+    sizes = free_sizes(inputs)
     for spec in inputs:
         for dim, size in zip(spec.shape, spec.concrete(), strict=True):
             if isinstance(dim, str):

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper
 
+from aff_deploy.onnx_data import nested_graphs
 from aff_deploy.onnx_file import static_shape
 from aff_deploy.ops import DOMAIN, DOMAIN_VERSION, Form, Variant, function_body, is_fusion
 
+OLDEST_OPSET_OF_BODIES = 12
 BLOCK = 16
 """Channels in a block of the blocked layout (8 on narrower machines, a divisor of it)."""
 
@@ -36,6 +38,8 @@ def attach_functions(model: ModelProto) -> None:
     for node in model.graph.node:
         if is_fusion(node.domain, node.op_type):
             calls.setdefault(node.op_type, []).append(node)
+    if calls:
+        _raise_opset(model)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
     summed = {tuple(node.input[:2]) for nodes in calls.values() for node in nodes if attributes(node).get("context") == "sum"}
     for nodes in calls.values():
@@ -46,6 +50,25 @@ def attach_functions(model: ModelProto) -> None:
     if calls:
         model.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
         model.ir_version = max(model.ir_version, 8)
+
+
+def _raise_opset(model: ModelProto) -> None:
+    """Opset 11 to 12, of which the functions need ``Constant<value_float>``.
+
+    Between the two only Dropout is written differently, and its ratio means nothing at inference.
+    """
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx") and entry.version < OLDEST_OPSET_OF_BODIES:
+            entry.version = OLDEST_OPSET_OF_BODIES
+            _drop_ratios(model.graph)
+
+
+def _drop_ratios(graph: GraphProto) -> None:
+    for node in graph.node:
+        if node.op_type == "Dropout" and node.domain in ("", "ai.onnx"):
+            del node.attribute[:]
+        for nested in nested_graphs(node):
+            _drop_ratios(nested)
 
 
 def attributes(node: NodeProto) -> dict[str, object]:

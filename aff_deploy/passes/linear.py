@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from aff_deploy.passes.axes import Layout
 from aff_deploy.passes.graph import Array, is_absent, is_op, producer
@@ -27,6 +28,9 @@ class _Dequantize:
         zero = 0.0 if self.zero_point is None else np.asarray(self.zero_point.values).astype(np.float64).reshape(shape)
         return np.asarray((quantised - zero) * np.asarray(self.scale.values).astype(np.float64).reshape(shape))
 
+
+_KEEPS_VALUES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+"""Types to which a Cast changes a weight by rounding alone."""
 
 # What stands between a constant and its use: a transposition's order, or a dequantisation.
 _Step: TypeAlias = "tuple[int, ...] | _Dequantize"
@@ -64,6 +68,8 @@ def read_weight(tensor: gs.Tensor) -> Weight | None:
     while not isinstance(tensor, gs.Constant):
         node = producer(tensor)
         if node is None or not is_op(node, "Identity", "Transpose", "Cast", "DequantizeLinear"):
+            return None
+        if is_op(node, "Cast") and node.attrs["to"] not in _KEEPS_VALUES:
             return None
         if is_op(node, "Transpose"):
             rank = len(tensor.shape) if tensor.shape is not None else 2

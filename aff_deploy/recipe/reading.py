@@ -92,7 +92,8 @@ def _read_inputs(top: Table) -> tuple[tuple[TensorSpec, ...], dict[str, Distribu
             if bound in table:
                 sizes[name] = _read_range(table, bound, shape)
         _check_order(table, shape, {bound: sizes[name] for bound, sizes in ranges.items() if name in sizes})
-        example = ranges["opt"].get(name) or tuple(d if isinstance(d, int) else 1 for d in shape)
+        # Without one, whoever needs sizes chooses them.
+        example = ranges["opt"].get(name)
         specs.append(TensorSpec(name, shape, table.choice("dtype", "float32", DTYPES), example))
         if "distribution" in table:
             distributions[name] = _read_distribution(table)

@@ -57,7 +57,7 @@ def origin(manifest: Mapping[str, Any]) -> Html:
     """What went in."""
     network = manifest["network"]
     call = ", ".join(f"{key}={value!r}" for key, value in network["arguments"].items())
-    weights: object = "none given: initialised from a seed, so this is not a trained network"
+    weights: object = "none given: as the network's code made them (a bundled network's are not trained)"
     if network["weights"] is not None:
         weights = join([code(network["weights"]["file"]), ", sha256 ", code(network["weights"]["sha256"])], "")
     pairs: list[tuple[str, object]] = [

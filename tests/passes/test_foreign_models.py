@@ -185,7 +185,8 @@ def test_several_domains() -> None:
 def test_a_shape_of_unknown_rank_is_no_number() -> None:
     """A Reshape to the shape of what nobody knows the rank of."""
     before = model_of(
-        "g (float[2, 3, 4] x, float[N, 6] y) => (float[N, 6] out) { s = theirs.f(y)\nshape = Shape(s)\nout = Reshape(x, shape) }",
+        "g (float[2, 3, 4] x, float[N, 6] y) => (float[N, 6] out) {\n"
+        "s = theirs.f(y)\nshape = Shape(s)\nout = Reshape(x, shape) }",
         domains=', "theirs" : 1',
     )
     result = optimize(before)
