@@ -119,7 +119,7 @@ def test_defaults(tmp_path: Path) -> None:
         recipe.weights is recipe.evaluation is recipe.profile is recipe.checked_weights() is recipe.checked_evaluation() is None
     )
     assert recipe.preprocessing == Preprocessing()
-    assert recipe.inputs[0].example == (1, 1, 8, 8)
+    assert recipe.inputs[0].example is None
     assert (recipe.export.opset, recipe.export.exporter) == (18, "dynamo")
 
 
