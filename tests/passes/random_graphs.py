@@ -22,6 +22,9 @@ from tests.passes.random_sites import MISSES, NEEDS_SQUARE, Site
 TOLERANCE = {np.dtype(np.float32): 2e-5, np.dtype(np.float16): 2e-2}
 """Largest difference relative to the scale of the output; chains are of up to six fusions, weights of any size."""
 
+SMALLEST_SCALE = 0.05
+"""Of an output smaller than this nothing is left but rounding: what went in is of scale 1."""
+
 
 @dataclass(frozen=True)
 class RandomGraph:
@@ -128,7 +131,7 @@ def judge(graph: RandomGraph) -> Verdict:
         if want.shape != got.shape or want.dtype != got.dtype:
             return Verdict(fused, float("inf"))
         wide = want.astype(np.float64)
-        scale = max(float(np.abs(wide).max()), 1e-3)
+        scale = max(float(np.abs(wide).max()), SMALLEST_SCALE)
         difference = float(np.abs(got.astype(np.float64) - wide).max()) / scale
         error = max(error, difference / TOLERANCE[want.dtype] if np.isfinite(difference) else float("inf"))
     return Verdict(fused, error)
