@@ -89,11 +89,16 @@ def test_the_former_folder_comes_back_if_the_move_fails(tmp_path: Path, monkeypa
     assert (target / "m.json").read_text() == "first"
 
 
-def test_a_signal_during_the_move_waits_for_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_during_the_move_waits_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     target = tmp_path / "out"
     with staged_folder(target, marker="m.json") as stage:
         (stage / "m.json").write_text("first")
     rename = os.rename
+    # A shell starts what it puts into the background with SIGINT ignored.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, former))
 
     def interrupted(source: Path, destination: Path) -> None:
         rename(source, destination)

@@ -16,7 +16,7 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out.startswith("6 fused; []")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fused.onnx", "fused.onnx.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits.onnx", "digits.onnx.json"]
 
 
 def test_it_opens_with_the_two_commands() -> None:
