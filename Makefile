@@ -21,12 +21,13 @@ test-slow: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/mend_stubs.py .stubs
 	$(BIN)/mypy
 
 check: lint test
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .stubs
 
 # Stamps, so that a second run installs nothing. The build backend goes in first and isolation is off: that way it is
 # pinned too. torch is named beside the package so that pip sees the pinned version before any other requirement.
@@ -35,10 +36,10 @@ $(VENV)/.cpu: pyproject.toml constraints.txt
 	  { echo "error: Python 3.10 to 3.13 is needed; try make PYTHON=python3.12" >&2; exit 4; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (some minutes the first time)"
-	@$(PIP) hatchling
-	@$(PIP) --no-build-isolation torch==2.13.0 --editable '.[cpu]'
+	@$(PIP) hatchling setuptools
+	@$(PIP) --no-build-isolation torch==2.13.0 --editable '.[cpu,rtx]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.cpu
-	@$(PIP) --no-build-isolation torch==2.13.0 --editable '.[cpu,dev]'
+	@$(PIP) --no-build-isolation torch==2.13.0 --editable '.[cpu,rtx,dev]'
 	@touch $@

@@ -8,6 +8,7 @@
     │   ├── NetworkError                a network: not importable, not a module, fails in forward
     │   ├── WeightsError                a checkpoint: unreadable, wrong hash, does not fit
     │   ├── RecipeError                 a recipe: unknown key, wrong type, missing file
+    │   ├── EngineError                 an engine or its manifest: altered, truncated, stale, of another library or GPU
     │   ├── DataError                   evaluation or calibration data that does not fit
     │   └── OutputError                 an output that cannot be written
     └── MissingDependency      exit 4   a package, library or device is not here
@@ -69,6 +70,10 @@ class WeightsError(InputError):
 
 class RecipeError(InputError):
     """A recipe with an unknown key, a wrong value or a missing companion file."""
+
+
+class EngineError(InputError):
+    """An engine, or the manifest beside it, that must not be loaded, or a model that no engine can be built from."""
 
 
 class DataError(InputError):

@@ -7,6 +7,7 @@ and a ResNet's weights take no part in what it checks.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -219,6 +220,14 @@ def save_onnx(model: ModelProto, path: Path, facts: Mapping[str, Any]) -> Artifa
                 file.writelines(_serialised(model))
         manifest = write_manifest(staged, facts, companions=[p for p in staged.parent.iterdir() if p != staged])
     return Artifact(path, manifest)
+
+
+def model_sha256(model: ModelProto) -> str:
+    """The SHA-256, in hexadecimal, of the bytes that `save_onnx` writes for a model below 2 GB."""
+    digest = hashlib.sha256()
+    for part in _serialised(model):
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _serialised(model: ModelProto) -> Iterator[bytes]:

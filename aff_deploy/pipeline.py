@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aff_deploy.artifact import MANIFEST_FORMAT, sha256, staged_folder, versions
-from aff_deploy.errors import CheckFailed
+from aff_deploy.artifact import MANIFEST_FORMAT, Artifact, sha256, staged_folder, versions
+from aff_deploy.engine import EngineRequest, build_engine, check_profiles, find_backend
+from aff_deploy.engine.data import engine_data
+from aff_deploy.errors import CheckFailed, MissingDependency
 from aff_deploy.evaluate import Evaluated, RecordingRunner, evaluate, load_labels
 from aff_deploy.export import export_onnx
 from aff_deploy.nets.resolve import Network, network_of_recipe
@@ -29,7 +31,11 @@ from aff_deploy.spec import Precision
 from aff_deploy.validate import ValidationReport, validate
 from aff_deploy.verify import free_sizes
 
-MODEL_FILE, MANIFEST_FILE, REPORT_FILE, RECIPE_FILE = "model.onnx", "manifest.json", "report.html", "recipe.toml"
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+MODEL_FILE, ENGINE_FILE = "model.onnx", "model.engine"
+MANIFEST_FILE, REPORT_FILE, RECIPE_FILE = "manifest.json", "report.html", "recipe.toml"
 SEEDED_SAMPLES = 16
 
 
@@ -67,6 +73,7 @@ class DeployResult:
         lines += [f"  weights   {note}" for note in facts["network"]["notes"]]
         if facts["network"]["weights"] is None:
             lines.append("  weights   as the network's code made them; the recipe names none")
+        lines.append(f"  engine    {_engine_line(facts['engine'])}")
         return [*lines, f"  report    {self.report}"]
 
 
@@ -89,9 +96,9 @@ class _Clock:
 def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None = None) -> DeployResult:
     """Export, optimise, validate and evaluate the network of `recipe`, and write the folder `out`.
 
-    `out` then holds ``model.onnx`` with its manifest, ``manifest.json``, ``report.html`` and
-    ``recipe.toml``; a former deployment there is replaced. It appears whole, when everything has
-    passed, or not at all.
+    `out` then holds ``model.onnx`` and, where a backend is installed, ``model.engine``, each with its
+    manifest, ``manifest.json``, ``report.html`` and ``recipe.toml``; a former deployment there is replaced.
+    It appears whole, when everything has passed, or not at all.
 
     Args:
         recipe: what to deploy. Without weights the network is initialised from a seed; without
@@ -122,7 +129,7 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
         artifact = save_onnx(result.model, stage / MODEL_FILE, facts)
         with clock.stage("validate", "compare with eager PyTorch"):
             batches = [*evaluated_on, *_seeded(recipe, network)]
-            with PyTorchRunner(network.module, network.inputs) as eager, OnnxRuntimeRunner(artifact.path) as ours:
+            with _eager(network) as eager, OnnxRuntimeRunner(artifact.path) as ours:
                 reference, candidate = RecordingRunner(eager, len(evaluated_on)), RecordingRunner(ours, len(evaluated_on))
                 validation = validate(reference, candidate, batches, recipe.tolerance[Precision.FP32])
             _require_valid(recipe, validation)
@@ -130,6 +137,7 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
             if evaluated_on:
                 evaluated = evaluate(reference.answers, candidate.answers, labels, recipe.evaluation)
                 evaluated.require_accuracy(recipe.name)
+        engine = _build_engine(recipe, network, result.model, artifact, clock)
         manifest: dict[str, Any] = {
             "format": MANIFEST_FORMAT,
             "name": recipe.name,
@@ -139,6 +147,7 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
             "inputs": after["inputs"],
             "outputs": after["outputs"],
             "model": {key: artifact.manifest[key] for key in ("file", "sha256", "bytes")},
+            "engine": engine,
             "nodes": {"before": sum(before["ops"].values()), "after": sum(after["ops"].values())},
             "ops": {"before": before["ops"], "after": after["ops"]},
             **result.to_dict(),
@@ -154,6 +163,61 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
             text = json.dumps(manifest, indent=2, allow_nan=False)
             (stage / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
     return DeployResult(out, manifest, validation, evaluated)
+
+
+def _engine_line(engine: Mapping[str, Any]) -> str:
+    if not engine["built"]:
+        return f"not built: {engine['why']}"
+    proof, (first, *_) = engine["precision"], engine["checks"][-1]["outputs"]
+    return (
+        f"{engine['file']}, {proof['proven']} proven, by {engine['backend']} {engine['library_version']}; "
+        f"{engine['checks'][-1]['what']} differs by {first['max_abs']:.2g} at scale {first['scale']:.3g}"
+    )
+
+
+def _build_engine(recipe: Recipe, network: Network, model: ModelProto, artifact: Artifact, clock: _Clock) -> dict[str, Any]:
+    """Build the recipe's engine beside the model, and say what came of it; where none can be built here, why."""
+    settings = recipe.engine
+    if not settings.enabled:
+        return {"built": False, "why": "the recipe says enabled = false"}
+    if any(spec.is_dynamic for spec in network.inputs) and not recipe.engine_profiles:
+        return {"built": False, "why": "the recipe does not say for which shapes; add min, opt and max to [[inputs]]"}
+    try:
+        backend = find_backend(settings.backend or None)
+    except MissingDependency as error:
+        if settings.backend:
+            raise
+        return {"built": False, "why": str(error)}
+    data = engine_data(settings.precision, network.inputs, recipe=recipe, calib=None)
+    request = EngineRequest(
+        precision=settings.precision,
+        backend=backend,
+        tolerance=recipe.tolerance[settings.precision],
+        io=settings.io,
+        profiles=check_profiles(network.inputs, recipe.engine_profiles),
+    )
+    try:
+        with clock.stage("engine", f"{settings.precision} engine by {backend.title}"), _eager(network) as eager:
+            built = build_engine(
+                model,
+                artifact.path.with_name(ENGINE_FILE),
+                request,
+                source={"file": artifact.path.name, "sha256": artifact.manifest["sha256"]},
+                reference=eager,
+                observed_on=data.observed_on,
+                observed=data.observed,
+                compared_on=data.compared_on,
+                progress=clock.progress,
+            )
+    except MissingDependency as error:
+        if settings.backend:
+            raise
+        return {"built": False, "why": str(error)}
+    return {"built": True, "not_run": built.not_run, **built.artifact.manifest}
+
+
+def _eager(network: Network) -> PyTorchRunner:
+    return PyTorchRunner(network.module, network.inputs)
 
 
 def _seeded(recipe: Recipe, network: Network) -> list[dict[str, Any]]:

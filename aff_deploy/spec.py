@@ -25,6 +25,7 @@ class Precision(str, Enum):
     FP16 = "fp16"
     BF16 = "bf16"
     INT8 = "int8"
+    FP8 = "fp8"
 
     def __str__(self) -> str:
         return self.value
@@ -151,5 +152,6 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
     Precision.FP16: Tolerance(atol=1e-4, rtol=5e-3, min_cosine=0.9999),
     Precision.BF16: Tolerance(atol=1e-3, rtol=4e-2, min_cosine=0.999),
     Precision.INT8: Tolerance(atol=1e-2, rtol=2e-1, min_cosine=0.98),
+    Precision.FP8: Tolerance(atol=1e-2, rtol=2e-1, min_cosine=0.98),
 }
 """The one table of default tolerances; a recipe may override a row."""

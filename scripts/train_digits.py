@@ -6,6 +6,9 @@ The data are the 1,797 handwritten digits of 8 x 8 pixels from the UCI repositor
 ships. A stratified fifth of 360 images is held out and used once, after training, to measure the
 accuracy that the recipe records; nothing is chosen by it. Training runs for a fixed number of
 epochs, seeded, on one thread, so that a repeat on the same machine gives the same weights.
+
+Beside them go the held-out images (``evaluation.npz``) and the first of the training images
+(``calibration.npz``), from which the ranges for int8 are taken.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ DESCRIPTIONS = {
 }
 SEED = 20201001
 HELD_OUT = 360
+CALIBRATION = 128
 EPOCHS = 60
 BATCH = 64
 LEARNING_RATE = 4e-3
@@ -74,6 +78,13 @@ input = "images"
 labels = "labels"
 samples = {samples}
 accuracy = {accuracy}
+
+# Images of the training.
+[calibration]
+data = "calibration.npz"
+sha256 = "{calibration_sha256}"
+input = "images"
+samples = {calibration_samples}
 
 [serving]
 max_batch_size = 32
@@ -144,6 +155,14 @@ def accuracy(network: nn.Module, data: Split) -> float:
         return float((network(images).argmax(1) == labels).double().mean())
 
 
+def write_data(folder: Path, training: Split, held_out: Split) -> tuple[Path, Path]:
+    """Write ``evaluation.npz`` (raw images and labels) and ``calibration.npz`` (raw images) into `folder`."""
+    evaluation, calibration = folder / "evaluation.npz", folder / "calibration.npz"
+    np.savez_compressed(evaluation, images=held_out.images, labels=held_out.labels)
+    np.savez_compressed(calibration, images=training.images[:CALIBRATION])
+    return evaluation, calibration
+
+
 def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -166,15 +185,17 @@ def main() -> None:
         reached = accuracy(network, held_out)
         folder = MODELS / name
         folder.mkdir(parents=True, exist_ok=True)
-        weights, data = folder / "weights.safetensors", folder / "evaluation.npz"
+        weights = folder / "weights.safetensors"
         safetensors.torch.save_file(network.state_dict(), weights)
         weights.chmod(0o644)  # safetensors makes it private
-        np.savez_compressed(data, images=held_out.images, labels=held_out.labels)
+        evaluation, calibration = write_data(folder, training, held_out)
         text = RECIPE.format(
             name=name,
             description=DESCRIPTIONS[name],
             weights_sha256=file_sha256(weights),
-            data_sha256=file_sha256(data),
+            data_sha256=file_sha256(evaluation),
+            calibration_sha256=file_sha256(calibration),
+            calibration_samples=CALIBRATION,
             scale=SCALE,
             mean=MEAN,
             std=STD,

@@ -18,6 +18,7 @@ ORDER = (
         "recipe",
         "onnx_data",
         "onnx_file",
+        "engine_file",
         "nets",
         "ops",
         "runtimes",
@@ -25,16 +26,17 @@ ORDER = (
         "verify",
         "export",
     ),
-    *("passes", "evaluate", "report", "pipeline", "cli"),
+    *("passes", "precision", "engine", "evaluate", "report", "pipeline", "cli"),
 )
 # May import anything: the public names, and the entry of `python -m`.
 FREE = ("__init__.py", "__main__.py")
 
 # Where a package may be imported at run time.
 HOMES = {
-    "torch": ("nets/", "export/", "runtimes/pytorch.py"),
+    "torch": ("nets/", "export/", "runtimes/pytorch.py", "runtimes/cuda.py"),
     "onnxscript": ("export/",),
-    "onnxruntime": ("runtimes/onnxruntime.py",),
+    "onnxruntime": ("runtimes/onnxruntime.py", "precision/"),
+    "PIL": ("precision/calibration.py",),
     "onnx_graphsurgeon": ("passes/",),
     "typer": ("cli/",),
     "rich": ("cli/",),

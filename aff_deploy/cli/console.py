@@ -88,6 +88,13 @@ class Steps:
             self._status = Console(stderr=True).status(name, refresh_per_second=4)
             self._status.start()
 
+    def detail(self, text: str) -> None:
+        """Where the present stage stands."""
+        if self._status is not None:
+            self._status.update(f"{self._name}: {text}")
+        else:
+            print(f"    {text}", file=sys.stderr, flush=True)
+
     def _finish(self) -> None:
         self._stop()
         if self._name:

@@ -21,6 +21,9 @@ PACKAGES = (
     ("torch", "torch", "cpu", "export, validate, deploy"),
     ("onnxscript", "onnxscript", "cpu", "export, deploy"),
     ("onnxruntime", "onnxruntime", "cpu", "validate, deploy, optimize --verify"),
+    ("tensorrt-rtx-cu13", "tensorrt_rtx", "rtx", "build-engine"),
+    ("tensorrt", "tensorrt", "gpu", "build-engine, running engines"),
+    ("pillow", "PIL", "images", "build-engine --calib FOLDER"),
 )
 # command, the modules that it needs
 COMMANDS = (
@@ -28,6 +31,8 @@ COMMANDS = (
     ("optimize --verify", ("onnx", "onnx_graphsurgeon", "onnxruntime")),
     ("export", ("torch", "onnxscript", "onnxruntime")),
     ("validate, deploy", ("torch", "onnxscript", "onnxruntime")),
+    ("build-engine (TensorRT-RTX)", ("onnxruntime", "tensorrt_rtx")),
+    ("build-engine (TensorRT)", ("onnxruntime", "tensorrt")),
 )
 
 
@@ -49,7 +54,7 @@ def doctor(as_json: Json = False) -> None:
 
 def diagnose() -> dict[str, Any]:
     """The document of ``doctor --json``; imports none of what it looks for, save ONNX Runtime for its providers."""
-    here = {module: util.find_spec(module) is not None for _, module, _, _ in PACKAGES}
+    here = {module: _is_here(module) for _, module, _, _ in PACKAGES}
     missing = sorted({extra for _, module, extra, _ in PACKAGES if not here[module]})
     return {
         "aff_deploy": __version__,
@@ -64,6 +69,12 @@ def diagnose() -> dict[str, Any]:
         "providers": _providers() if here["onnxruntime"] else [],
         "missing": [f"pip install 'aff-deploy[{extra}]'" if extra else "pip install aff-deploy" for extra in missing],
     }
+
+
+def _is_here(module: str) -> bool:
+    spec = util.find_spec(module)
+    # Type stubs alone leave a folder of the module's name, with nothing to import.
+    return spec is not None and spec.origin is not None
 
 
 def _version(package: str) -> str:

@@ -1,8 +1,7 @@
-"""``aff-deploy optimize`` and ``aff-deploy inspect``: ONNX files, without any framework."""
+"""``aff-deploy optimize``: an ONNX file, without any framework."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,40 +47,13 @@ def optimize(
         return
     rows = [(p["name"], p["rewrites"], p["nodes"], f"{1000 * p['seconds']:.0f} ms") for p in document["passes"]]
     print(table(rows, ("pass", "rewrites", "nodes", "time")))
-    _print_sites(document)
+    print_sites(document)
     proven = ", verified after each pass" if verify else ""
     print(f"{output}: {before} nodes before, {len(result.model.graph.node)} after{proven}")
 
 
-def inspect(
-    file: Annotated[Path, typer.Argument(help="An ONNX file.", metavar="FILE")],
-    as_json: Json = False,
-) -> None:
-    """Show what an ONNX file holds, and what would be fused."""
-    with working():
-        from aff_deploy.artifact import read_manifest
-        from aff_deploy.onnx_file import load_onnx
-        from aff_deploy.passes import inspect_model
-
-        model = load_onnx(file)
-        document = inspect_model(model)
-        manifest = read_manifest(file)
-    if as_json:
-        print_json({"file": str(file), **document, "manifest": manifest})
-        return
-    print(f"{file}: opset {next((o.version for o in model.opset_import if not o.domain), '?')}, IR {model.ir_version}")
-    for kind in ("inputs", "outputs"):
-        print(f"{kind}:")
-        print(table([(value["name"], "x".join(map(str, value["shape"])), value["dtype"]) for value in document[kind]]))
-    print("operators:")
-    print(table(Counter(document["ops"]).most_common()))
-    _print_sites(document)
-    if manifest is not None:
-        made_from = manifest.get("source", {}).get("file") or manifest.get("network") or "unknown"
-        print(f"manifest: made from {made_from}, sha256 {manifest['sha256'][:16]}..., the file is unchanged since")
-
-
-def _print_sites(document: Mapping[str, Any]) -> None:
+def print_sites(document: Mapping[str, Any]) -> None:
+    """What was or would be fused, and what was refused."""
     fusions, rejected = document["fusions"], document["rejected"]
     print(f"fusions: {len(fusions) or 'none'}")
     keys = ("name", "kind", "channels", "inter_channels", "scale", "activation", "context", "branches")

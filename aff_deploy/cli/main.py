@@ -18,12 +18,12 @@ from typing import Annotated, NoReturn
 import typer
 
 from aff_deploy import __version__
-from aff_deploy.cli import convert, deploy, doctor, export, graph, validate
+from aff_deploy.cli import convert, deploy, doctor, engine, export, graph, inspect, validate
 from aff_deploy.errors import AffDeployError
 
 EXIT_BUG = 70
 EXIT_PIPE = 128 + 13
-EXTRA_OF = {"torch": "cpu", "onnxscript": "cpu", "onnxruntime": "cpu"}
+EXTRA_OF = {"torch": "cpu", "onnxscript": "cpu", "onnxruntime": "cpu", "PIL": "images"}
 
 app = typer.Typer(
     name="aff-deploy",
@@ -38,7 +38,8 @@ app = typer.Typer(
 app.command("deploy")(deploy.deploy)
 app.command("export")(export.export)
 app.command("optimize")(graph.optimize)
-app.command("inspect")(graph.inspect)
+app.command("build-engine")(engine.build_engine)
+app.command("inspect")(inspect.inspect)
 app.command("validate")(validate.validate)
 app.command("convert-weights")(convert.convert_weights)
 app.command("doctor")(doctor.doctor)

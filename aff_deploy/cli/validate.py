@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aff_deploy.cli.console import Steps, print_json, say_notes, table, working
-from aff_deploy.cli.options import NETWORK, Json, Weights
+from aff_deploy.cli.options import NETWORK, Atol, Json, MinCosine, Rtol, Weights, tolerance_of
 from aff_deploy.errors import UsageError
-from aff_deploy.spec import TOLERANCES, Precision, Tolerance
 
 if TYPE_CHECKING:
     from aff_deploy.recipe import Recipe
@@ -29,9 +28,9 @@ def validate(
         Path | None,
         typer.Option("--data", metavar="DATA.npz", help="Data to compare on; against a recipe, raw data as its evaluation's."),
     ] = None,
-    atol: Annotated[float | None, typer.Option("--atol", min=0, help="Absolute tolerance.")] = None,
-    rtol: Annotated[float | None, typer.Option("--rtol", min=0, help="Tolerance relative to the output's scale.")] = None,
-    min_cosine: Annotated[float | None, typer.Option("--min-cosine", min=-1, max=1, help="Smallest cosine similarity.")] = None,
+    atol: Atol = None,
+    rtol: Rtol = None,
+    min_cosine: MinCosine = None,
     as_json: Json = False,
 ) -> None:
     """Compare a file with PyTorch or another file."""
@@ -55,7 +54,7 @@ def validate(
             keys = recipe.evaluation.inputs if recipe.evaluation is not None else None
             batches = load_npz_feeds(data, reference.inputs, keys=keys, preprocessing=recipe.preprocessing)
         step(f"compare on {'seeded data' if data is None else data.name}")
-        report = compare(reference, candidate, batches, _tolerance(recipe, precision, atol, rtol, min_cosine))
+        report = compare(reference, candidate, batches, tolerance_of(recipe, precision, atol, rtol, min_cosine))
     if as_json:
         print_json(report.to_dict())
     else:
@@ -79,17 +78,6 @@ def _reference(against: str, weights: Path | None, candidate: Runner) -> tuple[R
     network = resolve_network(against, weights=weights)
     say_notes(network.loaded)
     return PyTorchRunner(network.module, network.inputs or candidate.inputs), network.recipe
-
-
-def _tolerance(
-    recipe: Recipe | None, precision: Precision, atol: float | None, rtol: float | None, min_cosine: float | None
-) -> Tolerance:
-    row = (recipe.tolerance if recipe is not None else TOLERANCES)[precision]
-    return Tolerance(
-        row.atol if atol is None else atol,
-        row.rtol if rtol is None else rtol,
-        row.min_cosine if min_cosine is None else min_cosine,
-    )
 
 
 def _print_report(report: ValidationReport, what: str) -> None:

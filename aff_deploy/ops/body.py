@@ -16,18 +16,20 @@ size, so that their addition and the gate's nonlinearity happen inside the local
 convolution. (A broadcast addition in the blocked layout runs 16 elements at a time.)
 
 ``convex`` is for half precision: ``x w + y (1 - w)`` stays between x and y, where ``x - y`` may overflow.
+There `aff_deploy.ops.parts.PARTS` says which parts compute in fp32.
 
 But in that form, with scale 2 the gate is a tanh, exactly: ``2 (x w + y (1 - w)) = (x + y) + (x - y) tanh(z / 2)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from onnx import FunctionProto, parser
 
 from aff_deploy.ops.operator import DOMAIN, DOMAIN_VERSION, TAKES_ALPHA, Branch, Variant
+from aff_deploy.ops.parts import HALF_TYPES, PARTS, Part, widened
 
 Form = Literal["convex", "plain", "blocked", "blocked_static"]
 
@@ -73,11 +75,13 @@ def function_body(
             (1, 1, H, W) on every call, both blocked forms the attribute ``channels``.
         scale: the scale s of every call where it is 1 or 2; None reads the attribute ``scale``.
         opset: version of the default ONNX domain to write against (13 or later).
-        elem_type: element type of x (TensorProto), used only below opset 15, which lacks CastLike.
+        elem_type: element type of x (TensorProto). From opset 15 on the function serves other types too, a
+            convex one only if `elem_type` is a half-precision type or no call is of one.
         total_at_hand: whether ``x + y`` is computed elsewhere for the same x and y, as in an iAFF, so
             that the runtime will share it.
     """
-    lines = "\n".join(_lines(variant, form, scale, total_at_hand, _Constants(opset, elem_type)))
+    types = _Types(opset, elem_type, by_parts=form == "convex" and elem_type in HALF_TYPES)
+    lines = "\n".join(_lines(variant, form, scale, total_at_hand, types))
     attributes = ["channels"] * form.startswith("blocked") + ["upsample"] * _upsamples(variant, form)
     attributes += ["scale"] * (scale is None) + ["alpha"] * (variant.activation in TAKES_ALPHA)
     signature = f"{variant.op_type}{'<' + ', '.join(attributes) + '>' if attributes else ''}({', '.join(variant.inputs)})"
@@ -91,11 +95,20 @@ def _upsamples(variant: Variant, form: Form) -> bool:
     return form == "blocked_static" and variant.branches == ("local", "global")
 
 
-class _Constants:
-    """Writes constants in the type of x."""
+class _Types:
+    """Writes what depends on the type of x: constants, and the parts that compute in fp32."""
 
-    def __init__(self, opset: int, elem_type: int) -> None:
-        self._cast = "CastLike({name}_f, x)" if opset >= FIRST_CASTLIKE_OPSET else f"Cast<to: int = {elem_type}>({{name}}_f)"
+    def __init__(self, opset: int, elem_type: int, *, by_parts: bool) -> None:
+        fixed = f"Cast<to: int = {elem_type}>"
+        self._cast = "CastLike({name}_f, x)" if opset >= FIRST_CASTLIKE_OPSET else f"{fixed}({{name}}_f)"
+        self._own_cast = "" if opset >= FIRST_CASTLIKE_OPSET else fixed
+        self._by_parts = by_parts
+
+    def part(self, part: Part, lines: Iterable[str], *makes: str) -> Iterator[str]:
+        """The lines of a part in the type that the table gives it; `makes` are the tensors that later lines read."""
+        if not self._by_parts or PARTS[part] == "own":
+            return iter(lines)
+        return widened(part, lines, makes, cast_back=f"{{name}} = {self._cast}", own_cast=self._own_cast)
 
     def cast(self, name: str) -> str:
         return f"{name} = {self._cast.format(name=name)}"
@@ -114,7 +127,7 @@ class _Constants:
         yield self.cast(name)
 
 
-def _lines(variant: Variant, form: Form, scale: float | None, total_at_hand: bool, constants: _Constants) -> Iterator[str]:
+def _lines(variant: Variant, form: Form, scale: float | None, total_at_hand: bool, types: _Types) -> Iterator[str]:
     as_tanh = variant.blend and not variant.split and scale == 2.0 and variant.gate == "Sigmoid" and form != "convex"
     blocked = form.startswith("blocked")
     has_total = variant.blend and (variant.context == "sum" or as_tanh or (total_at_hand and blocked))
@@ -122,11 +135,15 @@ def _lines(variant: Variant, form: Form, scale: float | None, total_at_hand: boo
         yield "total = Add(x, y)"
     context = {"sum": "total", "self": "x", "explicit": "a"}[variant.context]
     if as_tanh:
-        yield from constants.scalar("half", "0.5")
+        yield from types.scalar("half", "0.5")
     for name, value in _ACTIVATION_NUMBERS.get(variant.activation, {}).items():
-        yield from constants.scalar(name, value)
+        yield from types.scalar(name, value)
     for branch in variant.branches:
-        yield from _branch(branch, variant, context, halved=as_tanh)
+        source = context
+        if branch == "global":
+            yield from types.part("pool", [f"pooled = GlobalAveragePool({context})"], "pooled")
+            source = "pooled"
+        yield from types.part(branch, _branch(branch, variant, source, halved=as_tanh), f"{branch}_z")
     if _upsamples(variant, form):
         yield "factors = Constant<value_floats: floats = @upsample>()"
         yield (
@@ -135,28 +152,16 @@ def _lines(variant: Variant, form: Form, scale: float | None, total_at_hand: boo
         )
         yield "z = Add(local_z, global_full)"
     elif len(variant.branches) == 2:
-        yield "z = Add(local_z, global_z)"
+        yield from types.part("logits", ["z = Add(local_z, global_z)"], "z")
     z = "z" if len(variant.branches) == 2 else f"{variant.branches[0]}_z"
-    yield f"w = {'Tanh' if as_tanh else _GATES[variant.gate]}({z})"
-    if variant.split:
-        yield from _shares(scale, constants)
-        return
-    result = "out" if scale == 1.0 or as_tanh else "unscaled"
-    if variant.blend:
-        base = "total" if as_tanh else "y"
-        yield from _blend(variant, form, result, base=base, has_total=has_total, constants=constants)
-    else:
-        yield f"{result} = Mul(x, w)"
-    if result != "out":
-        yield from constants.scalar("s", "@scale" if scale is None else str(scale))
-        yield "out = Mul(unscaled, s)"
+    yield from types.part("gate", [f"w = {'Tanh' if as_tanh else _GATES[variant.gate]}({z})"], "w")
+    base = "total" if as_tanh else "y"
+    combined = _combine(variant, form, scale, as_tanh=as_tanh, base=base, has_total=has_total, types=types)
+    yield from types.part("blend", combined, *variant.outputs)
 
 
-def _branch(branch: Branch, variant: Variant, context: str, *, halved: bool) -> Iterator[str]:
-    if branch == "global":
-        yield f"pooled = GlobalAveragePool({context})"
-        context = "pooled"
-    yield f"{branch}_t = Conv({context}, {branch}_w1, {branch}_b1)"
+def _branch(branch: Branch, variant: Variant, source: str, *, halved: bool) -> Iterator[str]:
+    yield f"{branch}_t = Conv({source}, {branch}_w1, {branch}_b1)"
     yield _ACTIVATIONS[variant.activation].format(h=f"{branch}_h", t=f"{branch}_t", b=branch)
     if halved:
         yield f"{branch}_w2_half = Mul({branch}_w2, half)"
@@ -165,23 +170,40 @@ def _branch(branch: Branch, variant: Variant, context: str, *, halved: bool) -> 
     yield f"{branch}_z = Conv({branch}_h, {branch}_w2{suffix}, {branch}_b2{suffix})"
 
 
-def _shares(scale: float | None, constants: _Constants) -> Iterator[str]:
+def _combine(
+    variant: Variant, form: Form, scale: float | None, *, as_tanh: bool, base: str, has_total: bool, types: _Types
+) -> Iterator[str]:
+    """The outputs, of x, y and w."""
+    if variant.split:
+        yield from _shares(scale, types)
+        return
+    result = "out" if scale == 1.0 or as_tanh else "unscaled"
+    if variant.blend:
+        yield from _blend(variant, form, result, base=base, has_total=has_total, types=types)
+    else:
+        yield f"{result} = Mul(x, w)"
+    if result != "out":
+        yield from types.scalar("s", "@scale" if scale is None else str(scale))
+        yield "out = Mul(unscaled, s)"
+
+
+def _shares(scale: float | None, types: _Types) -> Iterator[str]:
     """``s x w`` and ``s y (1 - w)``."""
-    yield from constants.scalar("whole", "1.0")
+    yield from types.scalar("whole", "1.0")
     yield "rest = Sub(whole, w)"
     share_x, share_y = ("out_x", "out_y") if scale == 1.0 else ("share_x", "share_y")
     yield f"{share_x} = Mul(x, w)"
     yield f"{share_y} = Mul(y, rest)"
     if scale != 1.0:
-        yield from constants.scalar("s", "@scale" if scale is None else str(scale))
+        yield from types.scalar("s", "@scale" if scale is None else str(scale))
         yield "out_x = Mul(share_x, s)"
         yield "out_y = Mul(share_y, s)"
 
 
-def _blend(variant: Variant, form: Form, result: str, *, base: str, has_total: bool, constants: _Constants) -> Iterator[str]:
+def _blend(variant: Variant, form: Form, result: str, *, base: str, has_total: bool, types: _Types) -> Iterator[str]:
     """``base + w (x - y)``: with a sigmoid the base is y, with a tanh it is x + y."""
     if form == "convex":
-        yield from constants.scalar("whole", "1.0")
+        yield from types.scalar("whole", "1.0")
         yield "rest = Sub(whole, w)"
         yield "weighted_x = Mul(x, w)"
         yield "weighted_y = Mul(y, rest)"
@@ -193,8 +215,8 @@ def _blend(variant: Variant, form: Form, result: str, *, base: str, has_total: b
         yield f"{result} = Add({base}, weighted)"
         return
     weight = f"{variant.branches[0]}_w2"
-    yield from constants.depthwise("minus", -2.0 if has_total else -1.0, weight)
-    yield from constants.depthwise("one", 1.0, weight)
+    yield from types.depthwise("minus", -2.0 if has_total else -1.0, weight)
+    yield from types.depthwise("one", 1.0, weight)
     yield "minus_y = Conv<group: int = @channels>(y, minus)"
     yield f"difference = Add({'total' if has_total else 'x'}, minus_y)"
     yield "weighted = Mul(w, difference)"

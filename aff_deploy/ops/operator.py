@@ -31,6 +31,9 @@ ACTIVATIONS = ("Relu", "Relu6", "LeakyRelu", "PRelu", "Elu", "Silu", "HardSwish"
 TAKES_ALPHA = ("LeakyRelu", "Elu")
 """Those with a parameter, the call node's attribute ``alpha``; PRelu's slopes are an input per branch."""
 
+WEIGHTS = ("w1", "b1", "w2", "b2", "slope")
+"""A branch's inputs, named after the branch: ``local_w1``; slope with PRelu alone."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -75,7 +78,7 @@ class Variant:
     def inputs(self) -> tuple[str, ...]:
         """Names of the operator's inputs, in order."""
         tensors = ["x"] + ["y"] * self.blend + ["a"] * (self.context == "explicit")
-        parts = ("w1", "b1", "w2", "b2", *(["slope"] if self.activation == "PRelu" else []))
+        parts = WEIGHTS if self.activation == "PRelu" else WEIGHTS[:-1]
         return (*tensors, *(f"{branch}_{part}" for branch in self.branches for part in parts))
 
 

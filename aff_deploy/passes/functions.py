@@ -5,15 +5,20 @@ One function serves all calls of its type, so its form is the most general that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from typing import Literal
 
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper
 
+from aff_deploy.errors import ModelError
 from aff_deploy.onnx_data import nested_graphs
 from aff_deploy.onnx_file import static_shape
 from aff_deploy.ops import DOMAIN, DOMAIN_VERSION, Form, Variant, function_body, is_fusion
+from aff_deploy.ops.body import FIRST_CASTLIKE_OPSET
+from aff_deploy.ops.operator import WEIGHTS
+from aff_deploy.ops.parts import HALF_TYPES
 
 OLDEST_OPSET_OF_BODIES = 12
 BLOCK = 16
@@ -22,45 +27,118 @@ BLOCK = 16
 _FORMS: tuple[Form, ...] = ("convex", "plain", "blocked", "blocked_static")
 
 
-def attach_functions(model: ModelProto) -> None:
+Target = Literal["cpu", "gpu"]
+
+
+def attach_functions(model: ModelProto, *, target: Target = "cpu", form: Form | None = None) -> None:
     """Give `model` a local function for every fused operator it calls, and its domain's import.
 
     Args:
         model: a model whose tensors have their types noted; changed in place: functions of our domain
             are written anew, call nodes get the attribute ``upsample`` where their function reads it.
+        target: what the functions are written for. The blocked forms are ONNX Runtime's CPU provider's alone;
+            on a GPU a half-precision function is ``convex``, any other ``plain``.
+        form: this form for all of them, whatever the target.
     """
     graph = model.graph
     types = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input, *graph.output)}
+    types |= {tensor.name: _kind(tensor) for tensor in graph.initializer if tensor.name not in types}
     others = [function for function in model.functions if function.domain != DOMAIN]
+    _require_ours(model)
     del model.functions[:]
     model.functions.extend(others)
     calls: dict[str, list[NodeProto]] = {}
     for node in model.graph.node:
         if is_fusion(node.domain, node.op_type):
             calls.setdefault(node.op_type, []).append(node)
-    if calls:
-        _raise_opset(model)
+    nested = _nested_calls(model)
+    if calls or nested:
+        _raise_opset(model, mixed=any(len(_elem_types(nodes, types)) > 1 for nodes in calls.values()))
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
     summed = {tuple(node.input[:2]) for nodes in calls.values() for node in nodes if attributes(node).get("context") == "sum"}
-    for nodes in calls.values():
-        model.functions.append(_function(nodes, types, opset, summed))
+    for op_type in dict.fromkeys((*calls, *nested)):
+        nodes = [*calls.get(op_type, ()), *nested.get(op_type, ())]
+        # Of a call inside another graph the types are not known here; the plain form does not ask for them.
+        forms: list[Form] = ["plain"] if op_type in nested else [form or _best_form(node, types, target) for node in nodes]
+        model.functions.append(_function(nodes, types, opset, summed, min(forms, key=_FORMS.index)))
     imports = [entry for entry in model.opset_import if entry.domain != DOMAIN]
     del model.opset_import[:]
     model.opset_import.extend(imports)
-    if calls:
+    if calls or nested:
         model.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
         model.ir_version = max(model.ir_version, 8)
 
 
-def _raise_opset(model: ModelProto) -> None:
-    """Opset 11 to 12, of which the functions need ``Constant<value_float>``.
+def _require_ours(model: ModelProto) -> None:
+    """Refuse a model in which somebody else's functions stand in our domain: writing ours would replace them."""
+    parts = {"x", "y", "a", *(f"{branch}_{part}" for branch in ("local", "global") for part in WEIGHTS)}
+    for function in model.functions:
+        if function.domain == DOMAIN and not (is_fusion(DOMAIN, function.name) and parts.issuperset(function.input)):
+            raise ModelError(
+                f"the function {function.name!r} in domain {DOMAIN!r} is not one that aff-deploy wrote",
+                fix="give it another domain: this one is the fused operator's",
+            )
 
-    Between the two only Dropout is written differently, and its ratio means nothing at inference.
+
+def _nested_calls(model: ModelProto) -> dict[str, list[NodeProto]]:
+    """Calls of the fused operator inside nested graphs and other functions, by operator type."""
+    found: dict[str, list[NodeProto]] = {}
+
+    def look(nodes: Iterable[NodeProto], *, inside: bool) -> None:
+        for node in nodes:
+            if inside and is_fusion(node.domain, node.op_type):
+                found.setdefault(node.op_type, []).append(node)
+            for graph in nested_graphs(node):
+                look(graph.node, inside=True)
+
+    look(model.graph.node, inside=False)
+    for function in model.functions:
+        look(function.node, inside=True)
+        if any(is_fusion(node.domain, node.op_type) for node in function.node):
+            _import_domain(function)
+    return found
+
+
+def _import_domain(function: onnx.FunctionProto) -> None:
+    if all(entry.domain != DOMAIN for entry in function.opset_import):
+        function.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
+
+
+def _kind(tensor: TensorProto) -> TypeProto.Tensor:
+    return helper.make_tensor_type_proto(tensor.data_type, tuple(tensor.dims)).tensor_type
+
+
+def _elem_types(nodes: Iterable[NodeProto], types: Mapping[str, TypeProto.Tensor]) -> list[int]:
+    """Element types of the calls' x, each once, as far as they are known."""
+    return list(dict.fromkeys(types[node.input[0]].elem_type for node in nodes if node.input[0] in types))
+
+
+def _raise_opset(model: ModelProto, *, mixed: bool) -> None:
+    """Opset 11 to 12, of which the functions need ``Constant<value_float>``; where calls are of `mixed` types, to 15.
+
+    Between 11 and 12 only Dropout is written differently, and its ratio means nothing at inference; between
+    13 and 15, only BatchNormalization in training. The function of several types needs CastLike, of 15.
     """
     for entry in model.opset_import:
-        if entry.domain in ("", "ai.onnx") and entry.version < OLDEST_OPSET_OF_BODIES:
+        if entry.domain not in ("", "ai.onnx"):
+            continue
+        if mixed and entry.version < FIRST_CASTLIKE_OPSET:
+            if entry.version < 13 or _trains(model.graph):
+                raise ModelError(
+                    f"the model mixes float types, and opset {entry.version} has no way to write one function for both",
+                    fix="export it again with --opset 18",
+                )
+            entry.version = FIRST_CASTLIKE_OPSET
+        if entry.version < OLDEST_OPSET_OF_BODIES:
             entry.version = OLDEST_OPSET_OF_BODIES
             _drop_ratios(model.graph)
+
+
+def _trains(graph: GraphProto) -> bool:
+    return any(
+        (node.op_type == "BatchNormalization" and len(node.output) > 1) or any(map(_trains, nested_graphs(node)))
+        for node in graph.node
+    )
 
 
 def _drop_ratios(graph: GraphProto) -> None:
@@ -101,9 +179,12 @@ def variant_of(node: NodeProto) -> Variant:
 
 
 def _function(
-    nodes: list[NodeProto], types: Mapping[str, TypeProto.Tensor], opset: int, summed: AbstractSet[tuple[str, ...]]
+    nodes: list[NodeProto],
+    types: Mapping[str, TypeProto.Tensor],
+    opset: int,
+    summed: AbstractSet[tuple[str, ...]],
+    form: Form,
 ) -> onnx.FunctionProto:
-    form = min((_best_form(node, types) for node in nodes), key=_FORMS.index)
     for node in nodes:
         kept = [attribute for attribute in node.attribute if attribute.name != "upsample"]
         del node.attribute[:]
@@ -114,7 +195,9 @@ def _function(
             node.attribute.append(helper.make_attribute("upsample", factors))
     scales = {attributes(node).get("scale", 1.0) for node in nodes}
     scale = scales.pop() if len(scales) == 1 else None
-    elem_type = types[nodes[0].input[0]].elem_type if nodes[0].input[0] in types else TensorProto.FLOAT
+    found = _elem_types(nodes, types) or [TensorProto.FLOAT]
+    # Where some calls were kept wide, the casts that half precision needs do nothing in those.
+    elem_type = next((kind for kind in found if kind in HALF_TYPES), found[0])
     shared = float(scale) if scale in (1.0, 2.0) and isinstance(scale, float) else None
     return function_body(
         variant_of(nodes[0]),
@@ -126,7 +209,7 @@ def _function(
     )
 
 
-def _best_form(node: NodeProto, types: Mapping[str, TypeProto.Tensor]) -> Form:
+def _best_form(node: NodeProto, types: Mapping[str, TypeProto.Tensor], target: Target) -> Form:
     """The fastest form that a call allows: the blocked layout is for 4-D float32, whole blocks of channels.
 
     ONNX Runtime keeps to it only where it can prove that two shapes are equal: of a dynamic height or
@@ -135,9 +218,9 @@ def _best_form(node: NodeProto, types: Mapping[str, TypeProto.Tensor]) -> Form:
     kind = types.get(node.input[0])
     shape = static_shape(kind)
     channels = attributes(node).get("channels")
-    if kind is not None and kind.elem_type == TensorProto.FLOAT16:
+    if kind is not None and kind.elem_type in HALF_TYPES:
         return "convex"
-    if kind is None or shape is None or kind.elem_type != TensorProto.FLOAT or len(shape) != 4:
+    if target == "gpu" or kind is None or shape is None or kind.elem_type != TensorProto.FLOAT or len(shape) != 4:
         return "plain"
     if not isinstance(channels, int) or channels % BLOCK:
         return "plain"

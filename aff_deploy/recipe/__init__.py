@@ -8,11 +8,21 @@ from __future__ import annotations
 from aff_deploy.recipe.library import bundled_recipes, find_recipe, models_folder
 from aff_deploy.recipe.reading import load_recipe
 from aff_deploy.recipe.tables import nearest
-from aff_deploy.recipe.values import Distribution, Evaluation, ExportSettings, Preprocessing, Recipe
+from aff_deploy.recipe.values import (
+    CalibrationData,
+    Distribution,
+    EngineSettings,
+    Evaluation,
+    ExportSettings,
+    Preprocessing,
+    Recipe,
+)
 from aff_deploy.recipe.writing import dump_recipe
 
 __all__ = [
+    "CalibrationData",
     "Distribution",
+    "EngineSettings",
     "Evaluation",
     "ExportSettings",
     "Preprocessing",

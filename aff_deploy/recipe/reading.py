@@ -10,12 +10,24 @@ from typing import Any
 
 from aff_deploy.errors import RecipeError
 from aff_deploy.recipe.tables import Table, read_toml
-from aff_deploy.recipe.values import Distribution, Evaluation, ExportSettings, Preprocessing, Recipe
+from aff_deploy.recipe.values import (
+    CalibrationData,
+    Distribution,
+    EngineSettings,
+    Evaluation,
+    ExportSettings,
+    Preprocessing,
+    Recipe,
+)
 from aff_deploy.spec import DTYPES, MAX_ELEMENTS, TOLERANCES, Dim, Precision, ShapeProfile, TensorSpec, Tolerance
 
 RECIPE_FILE = "recipe.toml"
 LAYOUTS = ("as-is", "channels-last")
 EXPORTERS = ("dynamo", "torchscript")
+BACKENDS = ("tensorrt", "tensorrt-rtx")
+IO_TYPES = ("fp32", "fp16")
+MAX_SIDE = 65536
+BOUNDS = ("min", "opt", "max")
 _NETWORK = re.compile(r"[^:\0]+:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _DYNAMIC = re.compile(r"[A-Za-z_]\w*")
 
@@ -28,7 +40,8 @@ def load_recipe(path: Path) -> Recipe:
     """
     path = path / RECIPE_FILE if path.is_dir() else path
     known = ("name", "description", "network", "arguments", "weights", "inputs", "preprocessing", "tolerance")
-    top = Table(path, "", read_toml(path), (*known, "evaluation", "export", "serving"))
+    more = ("evaluation", "calibration", "export", "engine", "profiles", "serving")
+    top = Table(path, "", read_toml(path), (*known, *more))
     top.require("name", "network", "inputs")
     name = top.text("name")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
@@ -53,10 +66,13 @@ def load_recipe(path: Path) -> Recipe:
         profile=profile,
         tolerance=_read_tolerance(top),
         evaluation=_read_evaluation(top, inputs),
+        calibration=_read_calibration(top, inputs),
         export=ExportSettings(
             export.integer("opset", ExportSettings.opset, low=13, high=20),
             export.choice("exporter", ExportSettings.exporter, EXPORTERS),
         ),
+        engine=_read_engine(top),
+        profiles=_read_profiles(top, inputs),
         serving={"max_batch_size": serving.integer("max_batch_size", 1, low=0, high=65536)} if serving.values else {},
     )
 
@@ -81,7 +97,7 @@ def _read_arguments(top: Table) -> Mapping[str, Any]:
 def _read_inputs(top: Table) -> tuple[tuple[TensorSpec, ...], dict[str, Distribution], ShapeProfile | None]:
     specs: list[TensorSpec] = []
     distributions: dict[str, Distribution] = {}
-    ranges: dict[str, dict[str, tuple[int, ...]]] = {"min": {}, "opt": {}, "max": {}}
+    ranges: dict[str, dict[str, tuple[int, ...]]] = {bound: {} for bound in BOUNDS}
     for table in top.tables("inputs", ("name", "shape", "dtype", "min", "opt", "max", "distribution")):
         table.require("name", "shape")
         name = table.text("name")
@@ -153,13 +169,32 @@ def _read_distribution(table: Table) -> Distribution:
 
 
 def _read_preprocessing(top: Table) -> Preprocessing:
-    table = top.table("preprocessing", ("layout", "scale", "mean", "std"))
+    table = top.table("preprocessing", ("layout", "scale", "mean", "std", "resize", "crop"))
     std = table.numbers("std", (1.0,))
     if not all(value > 0 for value in std):
         raise table.wrong("std", "positive")
+    resize = table.integer("resize", 0, low=1, high=MAX_SIDE) if "resize" in table else 0
+    crop = _read_crop(table)
+    if resize and any(side > resize for side in crop):
+        raise table.wrong("crop", f"no larger than {table.name('resize')} {resize}")
     return Preprocessing(
-        table.choice("layout", "as-is", LAYOUTS), table.number("scale", 1.0), table.numbers("mean", (0.0,)), std
+        layout=table.choice("layout", "as-is", LAYOUTS),
+        scale=table.number("scale", 1.0),
+        mean=table.numbers("mean", (0.0,)),
+        std=std,
+        resize=resize,
+        crop=crop,
     )
+
+
+def _read_crop(table: Table) -> tuple[int, ...]:
+    if "crop" not in table:
+        return ()
+    value = table.values["crop"]
+    sides = [value, value] if type(value) is int else value
+    if not isinstance(sides, list) or len(sides) != 2 or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
+        raise table.wrong("crop", f"a side, or height and width, in pixels from 1 to {MAX_SIDE}")
+    return tuple(sides)
 
 
 def _read_tolerance(top: Table) -> Mapping[Precision, Tolerance]:
@@ -181,18 +216,63 @@ def _read_evaluation(top: Table, inputs: tuple[TensorSpec, ...]) -> Evaluation |
     if not table.values:
         return None
     table.require("data")
+    return Evaluation(
+        data=table.file("data"),
+        sha256=table.sha256("sha256"),
+        inputs=_read_keys(table, inputs),
+        labels=table.text("labels"),
+        samples=_read_samples(table),
+        accuracy=table.number("accuracy", 0.0, low=0.0, high=1.0) if "accuracy" in table else None,
+    )
+
+
+def _read_calibration(top: Table, inputs: tuple[TensorSpec, ...]) -> CalibrationData | None:
+    table = top.table("calibration", ("data", "sha256", "input", "inputs", "samples"))
+    if not table.values:
+        return None
+    table.require("data")
+    return CalibrationData(table.file("data"), table.sha256("sha256"), _read_keys(table, inputs), _read_samples(table))
+
+
+def _read_keys(table: Table, inputs: tuple[TensorSpec, ...]) -> Mapping[str, str]:
     keys = {spec.name: spec.name for spec in inputs}
     if "input" in table:
         if len(inputs) != 1:
             raise table.wrong("input", "replaced by a table 'inputs', since the network has several")
         keys[inputs[0].name] = table.text("input")
     named = table.table("inputs", list(keys))
-    keys |= {name: named.text(name) for name in named.values}
-    return Evaluation(
-        data=table.file("data"),
-        sha256=table.sha256("sha256"),
-        inputs=keys,
-        labels=table.text("labels"),
-        samples=table.integer("samples", 1, low=1, high=10_000_000) if "samples" in table else None,
-        accuracy=table.number("accuracy", 0.0, low=0.0, high=1.0) if "accuracy" in table else None,
+    return keys | {name: named.text(name) for name in named.values}
+
+
+def _read_samples(table: Table) -> int | None:
+    return table.integer("samples", 1, low=1, high=10_000_000) if "samples" in table else None
+
+
+def _read_engine(top: Table) -> EngineSettings:
+    table = top.table("engine", ("enabled", "precision", "io", "backend"))
+    default = EngineSettings()
+    return EngineSettings(
+        enabled=table.boolean("enabled", default.enabled),
+        precision=Precision(table.choice("precision", str(default.precision), [str(each) for each in Precision])),
+        io=table.choice("io", default.io, IO_TYPES),
+        backend=table.choice("backend", default.backend, BACKENDS) if "backend" in table else default.backend,
     )
+
+
+def _read_profiles(top: Table, inputs: tuple[TensorSpec, ...]) -> tuple[ShapeProfile, ...]:
+    profiles = []
+    for table in top.tables("profiles", BOUNDS):
+        table.require(*BOUNDS)
+        bounds = {bound: table.table(bound, [spec.name for spec in inputs]) for bound in BOUNDS}
+        shapes: dict[str, dict[str, tuple[int, ...]]] = {bound: {} for bound in BOUNDS}
+        for spec in inputs:
+            for bound, entry in bounds.items():
+                if spec.is_dynamic:
+                    entry.require(spec.name)
+                shapes[bound][spec.name] = _read_range(entry, spec.name, spec.shape) if spec.name in entry else spec.concrete()
+            for lower, upper in itertools.pairwise(BOUNDS):
+                if any(a > b for a, b in zip(shapes[lower][spec.name], shapes[upper][spec.name], strict=True)):
+                    name = bounds[upper].name(spec.name)
+                    raise bounds[lower].wrong(spec.name, f"no larger than {name} {list(shapes[upper][spec.name])}")
+        profiles.append(ShapeProfile(shapes["min"], shapes["opt"], shapes["max"]))
+    return tuple(profiles)

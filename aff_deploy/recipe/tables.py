@@ -104,6 +104,12 @@ class Table:
             raise self.wrong(key, f"an integer from {low} to {high}")
         return value
 
+    def boolean(self, key: str, default: bool) -> bool:
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            raise self.wrong(key, "true or false")
+        return value
+
     def number(self, key: str, default: float, *, low: float = -math.inf, high: float = math.inf) -> float:
         value = self.values.get(key, default)
         if not _is_number(value) or not low <= value <= high:

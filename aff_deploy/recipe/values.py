@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -36,12 +36,17 @@ class Preprocessing:
     """How raw data becomes the first input: ``(raw * scale - mean) / std``, per channel (axis 1).
 
     `layout` is the raw data's: ``as-is``, or ``channels-last`` where channels must move to axis 1.
+
+    `resize` and `crop` concern image files alone, whose pixels become raw data: the short side in pixels that an image is
+    scaled to (0: what just covers the crop), and height and width of what is cut from its centre (empty: the input's).
     """
 
     layout: str = "as-is"
     scale: float = 1.0
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    resize: int = 0
+    crop: tuple[int, ...] = ()
 
     def apply(self, raw: np.ndarray[Any, Any], dtype: str = "float32") -> np.ndarray[Any, Any]:
         """Raw data (any real dtype, N first) as the network's input of the given dtype.
@@ -51,7 +56,7 @@ class Preprocessing:
         """
         import numpy as np
 
-        if self == Preprocessing():
+        if replace(self, resize=0, crop=()) == Preprocessing():
             return raw.astype(dtype, copy=False)
         data = np.moveaxis(raw, -1, 1) if self.layout == "channels-last" and raw.ndim > 2 else raw
         shape = (-1, *[1] * (data.ndim - 2)) if data.ndim > 1 else (-1,)
@@ -83,6 +88,19 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class CalibrationData:
+    """Data that ranges for int8 and fp8 are taken from: an .npz (never unpickled) with raw inputs.
+
+    `inputs` maps each network input to its key in the file; `samples` is how many the file has, None where that is not said.
+    """
+
+    data: Path
+    sha256: str
+    inputs: Mapping[str, str]
+    samples: int | None = None
+
+
+@dataclass(frozen=True)
 class ExportSettings:
     """How the network becomes ONNX."""
 
@@ -91,10 +109,25 @@ class ExportSettings:
 
 
 @dataclass(frozen=True)
+class EngineSettings:
+    """The engine that a deployment builds, where a backend is installed and `enabled` says so.
+
+    `io` is the type of the engine's inputs and outputs, ``fp32`` or ``fp16``; `backend` is ``tensorrt``, ``tensorrt-rtx``,
+    or '' for what is installed.
+    """
+
+    enabled: bool = True
+    precision: Precision = Precision.FP16
+    io: str = "fp32"
+    backend: str = ""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One deployable model. Paths are absolute and inside `folder`.
 
     `network` is ``package.module:callable`` or ``file.py:callable`` relative to `folder`, called with `arguments`.
+    `profile` is that of the inputs, `profiles` are what ``[[profiles]]`` says; see `engine_profiles`.
     """
 
     name: str
@@ -110,12 +143,20 @@ class Recipe:
     profile: ShapeProfile | None = None
     tolerance: Mapping[Precision, Tolerance] = field(default_factory=lambda: TOLERANCES)
     evaluation: Evaluation | None = None
+    calibration: CalibrationData | None = None
     export: ExportSettings = ExportSettings()
+    engine: EngineSettings = EngineSettings()
+    profiles: tuple[ShapeProfile, ...] = ()
     serving: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
 
     def distribution(self, name: str) -> Distribution:
         """Where seeded data for the input `name` comes from (standard normal unless the recipe says)."""
         return self.distributions.get(name, Distribution())
+
+    @property
+    def engine_profiles(self) -> tuple[ShapeProfile, ...]:
+        """The shape ranges of an engine: `profiles`, without which `profile` alone; none where every shape is fixed."""
+        return self.profiles or (() if self.profile is None else (self.profile,))
 
     def checked_weights(self) -> Path | None:
         """The weights file, its SHA-256 compared; None for a recipe without one.
@@ -136,6 +177,16 @@ class Recipe:
         if self.evaluation is not None and self.evaluation.sha256:
             _check_sha256(self.evaluation.data, self.evaluation.sha256, DataError)
         return self.evaluation
+
+    def checked_calibration(self) -> CalibrationData | None:
+        """The calibration data, the SHA-256 of its file compared; None for a recipe without any.
+
+        Raises:
+            DataError: the file is not the one that the recipe was made with.
+        """
+        if self.calibration is not None and self.calibration.sha256:
+            _check_sha256(self.calibration.data, self.calibration.sha256, DataError)
+        return self.calibration
 
 
 def _check_sha256(path: Path, expected: str, error: type[InputError]) -> None:

@@ -6,8 +6,16 @@ from typing import Any
 
 import tomli_w
 
-from aff_deploy.recipe.values import Distribution, Evaluation, ExportSettings, Preprocessing, Recipe
-from aff_deploy.spec import TOLERANCES, TensorSpec
+from aff_deploy.recipe.values import (
+    CalibrationData,
+    Distribution,
+    EngineSettings,
+    Evaluation,
+    ExportSettings,
+    Preprocessing,
+    Recipe,
+)
+from aff_deploy.spec import TOLERANCES, ShapeProfile, TensorSpec
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -18,13 +26,8 @@ def dump_recipe(recipe: Recipe) -> str:
         file = recipe.weights.relative_to(recipe.folder).as_posix()
         document["weights"] = {"file": file, "sha256": recipe.weights_sha256}
     document["inputs"] = [_input(recipe, spec) for spec in recipe.inputs]
-    if recipe.preprocessing != Preprocessing():
-        document["preprocessing"] = {
-            "layout": recipe.preprocessing.layout,
-            "scale": recipe.preprocessing.scale,
-            "mean": list(recipe.preprocessing.mean),
-            "std": list(recipe.preprocessing.std),
-        }
+    document["profiles"] = [_profile(profile) for profile in recipe.profiles]
+    document["preprocessing"] = _preprocessing(recipe.preprocessing)
     document["tolerance"] = {
         str(precision): {"atol": row.atol, "rtol": row.rtol, "min_cosine": row.min_cosine}
         for precision, row in recipe.tolerance.items()
@@ -32,10 +35,14 @@ def dump_recipe(recipe: Recipe) -> str:
     }
     if recipe.evaluation is not None:
         document["evaluation"] = _evaluation(recipe, recipe.evaluation)
+    if recipe.calibration is not None:
+        document["calibration"] = _data(recipe, recipe.calibration)
     if recipe.export != ExportSettings():
         document["export"] = {"opset": recipe.export.opset, "exporter": recipe.export.exporter}
+    if recipe.engine != EngineSettings():
+        document["engine"] = _engine(recipe.engine)
     document["serving"] = dict(recipe.serving)
-    return tomli_w.dumps({key: value for key, value in document.items() if value not in ("", {})})
+    return tomli_w.dumps({key: value for key, value in document.items() if value not in ("", {}, [])})
 
 
 def _input(recipe: Recipe, spec: TensorSpec) -> dict[str, Any]:
@@ -56,8 +63,29 @@ def _distribution(drawn: Distribution) -> dict[str, Any]:
     return {"kind": drawn.kind, first: drawn.first, second: drawn.second}
 
 
-def _evaluation(recipe: Recipe, evaluation: Evaluation) -> dict[str, Any]:
-    entry: dict[str, Any] = {"data": evaluation.data.relative_to(recipe.folder).as_posix(), "sha256": evaluation.sha256}
-    entry["inputs"] = dict(evaluation.inputs)
-    entry |= {"labels": evaluation.labels, "samples": evaluation.samples, "accuracy": evaluation.accuracy}
+def _profile(profile: ShapeProfile) -> dict[str, Any]:
+    return {bound: {name: list(shape) for name, shape in getattr(profile, bound).items()} for bound in ("min", "opt", "max")}
+
+
+def _preprocessing(steps: Preprocessing) -> dict[str, Any]:
+    if steps == Preprocessing():
+        return {}
+    entry: dict[str, Any] = {"layout": steps.layout, "scale": steps.scale, "mean": list(steps.mean), "std": list(steps.std)}
+    entry |= {"resize": steps.resize, "crop": list(steps.crop)}
+    return {key: value for key, value in entry.items() if value not in (0, []) or key == "scale"}
+
+
+def _data(recipe: Recipe, described: Evaluation | CalibrationData) -> dict[str, Any]:
+    entry: dict[str, Any] = {"data": described.data.relative_to(recipe.folder).as_posix(), "sha256": described.sha256}
+    entry |= {"inputs": dict(described.inputs), "samples": described.samples}
     return {key: value for key, value in entry.items() if value not in ("", None)}
+
+
+def _evaluation(recipe: Recipe, evaluation: Evaluation) -> dict[str, Any]:
+    entry = _data(recipe, evaluation) | {"labels": evaluation.labels, "accuracy": evaluation.accuracy}
+    return {key: value for key, value in entry.items() if value not in ("", None)}
+
+
+def _engine(settings: EngineSettings) -> dict[str, Any]:
+    entry = {"enabled": settings.enabled, "precision": str(settings.precision), "io": settings.io, "backend": settings.backend}
+    return {key: value for key, value in entry.items() if value != ""}

@@ -15,6 +15,7 @@ ORDER = (
     sections.header,
     sections.parity,
     sections.accuracy,
+    sections.engine,
     sections.fusions,
     sections.refusals,
     sections.operators,

@@ -186,6 +186,52 @@ def accuracy(manifest: Mapping[str, Any]) -> Html:
     return section("Accuracy", answers, table(["", "Right", "Accuracy"], rows, numbers=(1, 2)))
 
 
+def engine(manifest: Mapping[str, Any]) -> Html:
+    """The engine: what was asked for, what was read back from it, and what was compared."""
+    found = manifest["engine"]
+    if not found["built"]:
+        return section("Engine", tag("p", f"Not built: {found['why']}."))
+    proof = found["precision"]["proof"]
+    profiles = [
+        f"{name} {', '.join('x'.join(map(str, profile[bound][name])) for bound in ('min', 'opt', 'max'))}"
+        for profile in found["profiles"]
+        for name in profile["opt"]
+    ]
+    pairs: list[tuple[str, object]] = [
+        ("File", join([code(found["file"]), f", {found['bytes']:,} bytes, weights {found['weights_bytes']:,} bytes"], "")),
+        ("Built by", f"{found['backend']} {found['library_version']}"),
+        ("GPUs", f"compute capability {', '.join(found['compute_capabilities'])}"),
+        (
+            "Precision",
+            f"{proof['precision']}: {proof['in_precision']} of {proof['nodes']} convolutions and products, "
+            f"read from {proof['read_from']}",
+        ),
+        ("Ranges observed on", found["typed"]["observed"] or "nothing: fp32 needs none"),
+        ("Shapes (min, opt, max)", join(map(code, profiles), "<br>") if profiles else "static"),
+    ]
+    rows = [
+        (
+            f"{check['what']} on {check['on']}",
+            code(o["name"]),
+            number(o["max_abs"]),
+            number(o["scale"]),
+            number(o["snr_db"], ".1f"),
+        )
+        for check in found["checks"]
+        for o in check["outputs"]
+    ]
+    parts: list[object] = [
+        facts(pairs),
+        table(["Compared with PyTorch", "Output", "Max abs", "Scale", "SNR, dB"], rows, numbers=(2, 3, 4)),
+    ]
+    kept = found["typed"]["kept_wide"]
+    if kept:
+        parts.append(table(["Kept in fp32", "Why"], [(code(k["name"]), k["reason"]) for k in kept]))
+    if found["not_run"]:
+        parts.append(tag("p", f"The engine itself was not run: {found['not_run']}.", class_="soft"))
+    return section("Engine", *parts)
+
+
 def provenance(manifest: Mapping[str, Any]) -> Html:
     """Hashes, versions, times."""
     model = manifest["model"]

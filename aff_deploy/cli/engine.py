@@ -1,0 +1,270 @@
+"""``aff-deploy build-engine``: an ONNX file or a network to an engine."""
+
+from __future__ import annotations
+
+import contextlib
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aff_deploy.cli.console import Steps, claim_output, print_json, say_notes, working
+from aff_deploy.cli.options import NETWORK, Atol, Json, MinCosine, Rtol, Weights, tolerance_of
+from aff_deploy.errors import UsageError
+from aff_deploy.spec import Precision, TensorSpec, apply_dynamic
+
+if TYPE_CHECKING:
+    import onnx
+
+    from aff_deploy.engine import BuiltEngine
+    from aff_deploy.recipe import Recipe
+    from aff_deploy.runtimes import Runner
+
+
+class BackendName(str, Enum):
+    """Who builds."""
+
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
+
+
+class Io(str, Enum):
+    """Types of float inputs and outputs."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+
+
+class HardwareMode(str, Enum):
+    """Which GPUs an engine of TensorRT runs on."""
+
+    none = "none"
+    ampere_plus = "ampere+"
+    same_compute_capability = "same-compute-capability"
+
+
+SHAPE = "NAME:1x3x224x224"
+
+
+def build_engine(
+    source: Annotated[str, typer.Argument(help=f"An ONNX file, or {NETWORK}.", metavar="IN.onnx|NETWORK")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The engine to write.")],
+    backend: Annotated[
+        BackendName | None, typer.Option("--backend", help="Who builds (default: what is installed, tensorrt first).")
+    ] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Half precision.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="8-bit integers, calibrated on --calib.")] = False,
+    fp8: Annotated[bool, typer.Option("--fp8", help="8-bit floats, calibrated on --calib.")] = False,
+    io: Annotated[Io, typer.Option("--io", help="Types of the float inputs and outputs.")] = Io.fp32,
+    calib: Annotated[
+        str | None,
+        typer.Option(
+            "--calib", metavar="DATA", help="Calibration data: an .npz, a folder of images, or 'seeded' for random data."
+        ),
+    ] = None,
+    keep_wide: Annotated[
+        list[str] | None, typer.Option("--keep-wide", metavar="NODE", help="A node to leave in fp32; repeat for several.")
+    ] = None,
+    min_shapes: Annotated[
+        list[str] | None, typer.Option("--min-shapes", metavar=SHAPE, help="Smallest shape; once more for a further profile.")
+    ] = None,
+    opt_shapes: Annotated[
+        list[str] | None, typer.Option("--opt-shapes", metavar=SHAPE, help="The shape to be fastest at.")
+    ] = None,
+    max_shapes: Annotated[list[str] | None, typer.Option("--max-shapes", metavar=SHAPE, help="Largest shape.")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against", metavar="NETWORK", help="For an ONNX file: the network to compare with (else the file itself)."
+        ),
+    ] = None,
+    weights: Weights = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar=f"{SHAPE}[:float32]", help="For a network: an input; repeat for several."),
+    ] = None,
+    dynamic: Annotated[
+        list[str] | None, typer.Option("--dynamic", metavar="NAME:0=batch", help="For a network: dimensions to keep free.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", metavar="DATA.npz", help="Data to compare on.")] = None,
+    atol: Atol = None,
+    rtol: Rtol = None,
+    min_cosine: MinCosine = None,
+    workspace: Annotated[int | None, typer.Option("--workspace", metavar="MIB", help="Scratch memory of a layer.")] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option("--builder-optimization-level", metavar="N", help="0 (fast build) to 5 (fast engine).")
+    ] = None,
+    hardware_compatibility: Annotated[
+        HardwareMode, typer.Option("--hardware-compatibility", help="Which other GPUs should run it (TensorRT only).")
+    ] = HardwareMode.none,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Later versions should run it (TensorRT only).")
+    ] = False,
+    timing_cache: Annotated[
+        Path | None, typer.Option("--timing-cache", metavar="FILE", help="Measured kernel times, kept (TensorRT only).")
+    ] = None,
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option("--compute-capability", metavar="8.9", help="A GPU architecture to build for (TensorRT-RTX only)."),
+    ] = None,
+    strip_weights: Annotated[bool, typer.Option("--strip-weights", help="Leave the weights out (TensorRT only).")] = False,
+    no_tf32: Annotated[bool, typer.Option("--no-tf32", help="No TF32 in fp32 convolutions.")] = False,
+    keep_typed: Annotated[
+        bool, typer.Option("--keep-typed", help="Also write the ONNX that the engine was built from, as FILE.onnx.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Build a TensorRT or TensorRT-RTX engine, its precision proven."""
+    precision = _precision({Precision.FP16: fp16, Precision.BF16: bf16, Precision.INT8: int8, Precision.FP8: fp8})
+    is_file = source.endswith(".onnx")
+    _check_usage(is_file, against, weights, inputs, dynamic)
+    claim_output(output, *([Path(source)] if is_file else []))
+    with Steps() as step, working(), contextlib.ExitStack() as stack:
+        step("load the model")
+        from aff_deploy.engine import (
+            BuildOptions,
+            EngineRequest,
+            check_options,
+            check_profiles,
+            find_backend,
+            parse_shapes,
+            profiles_from_options,
+            tensor_specs,
+        )
+        from aff_deploy.engine import build_engine as build
+        from aff_deploy.engine.data import engine_data
+
+        chosen = find_backend(backend.value if backend is not None else None)
+        options = BuildOptions(
+            workspace=workspace,
+            optimization_level=optimization_level,
+            hardware_compatibility=hardware_compatibility.value,
+            version_compatible=version_compatible,
+            timing_cache=timing_cache,
+            compute_capabilities=tuple(compute_capability or ()),
+            strip_weights=strip_weights,
+            tf32=not no_tf32,
+        )
+        check_options(options, chosen)
+        words = (("--min-shapes", min_shapes), ("--opt-shapes", opt_shapes), ("--max-shapes", max_shapes))
+        bounds = [parse_shapes(option, given or ()) for option, given in words]
+        if is_file:
+            model, origin, reference, recipe = _of_file(Path(source), against, weights)
+        else:
+            model, origin, reference, recipe = _of_network(source, weights, inputs or (), dynamic or (), step)
+        stack.enter_context(reference)
+        specs = tensor_specs(model.graph.input)
+        profiles = profiles_from_options(specs, *bounds) or (recipe.engine_profiles if recipe is not None else ())
+        request = EngineRequest(
+            precision=precision,
+            backend=chosen,
+            tolerance=tolerance_of(recipe, precision, atol, rtol, min_cosine),
+            io=io.value,
+            profiles=check_profiles(specs, profiles),
+            options=options,
+            keep_wide=tuple(keep_wide or ()),
+            keep_typed=keep_typed,
+        )
+        found = engine_data(precision, reference.inputs, recipe=recipe, calib=calib, data=data)
+        built = build(
+            model,
+            output,
+            request,
+            source=origin,
+            reference=reference,
+            observed_on=found.observed_on,
+            observed=found.observed,
+            compared_on=found.compared_on,
+            progress=step,
+            phase=step.detail,
+        )
+    if as_json:
+        print_json({"file": str(output), **built.artifact.manifest})
+    else:
+        print("\n".join(summary(built)))
+
+
+def _precision(asked: dict[Precision, bool]) -> Precision:
+    chosen = [precision for precision, wanted in asked.items() if wanted]
+    if len(chosen) > 1:
+        raise UsageError(f"--{chosen[0]} and --{chosen[1]} are two precisions", fix="give one of them")
+    return chosen[0] if chosen else Precision.FP32
+
+
+def _check_usage(
+    is_file: bool, against: str | None, weights: Path | None, inputs: list[str] | None, dynamic: list[str] | None
+) -> None:
+    if is_file and (inputs or dynamic):
+        raise UsageError("--input and --dynamic go with a network, and an ONNX file has its own inputs", fix="leave them out")
+    if is_file and weights is not None and against is None:
+        raise UsageError("--weights goes with a network", fix="name it with --against, or leave --weights out")
+    if not is_file and against is not None:
+        raise UsageError("--against goes with an ONNX file; a network is compared with itself in PyTorch", fix="leave it out")
+
+
+def _of_file(
+    path: Path, against: str | None, weights: Path | None
+) -> tuple[onnx.ModelProto, dict[str, Any], Runner, Recipe | None]:
+    from aff_deploy.artifact import sha256
+    from aff_deploy.onnx_file import load_onnx
+    from aff_deploy.passes import optimize
+    from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+
+    loaded = load_onnx(path)
+    origin = {"file": path.name, "sha256": sha256(path)}
+    model = optimize(loaded).model
+    if against is None:
+        return model, origin, OnnxRuntimeRunner(path), None
+    from aff_deploy.engine import tensor_specs
+    from aff_deploy.nets.resolve import resolve_network
+    from aff_deploy.runtimes.pytorch import PyTorchRunner
+
+    network = resolve_network(against, weights=weights)
+    say_notes(network.loaded)
+    return model, origin, PyTorchRunner(network.module, network.inputs or tensor_specs(model.graph.input)), network.recipe
+
+
+def _of_network(
+    reference: str, weights: Path | None, inputs: list[str] | tuple[()], dynamic: list[str] | tuple[()], step: Steps
+) -> tuple[onnx.ModelProto, dict[str, Any], Runner, Recipe | None]:
+    from aff_deploy.export import export_onnx
+    from aff_deploy.nets.resolve import resolve_network
+    from aff_deploy.onnx_file import model_sha256
+    from aff_deploy.passes import optimize
+    from aff_deploy.recipe import ExportSettings
+    from aff_deploy.runtimes.pytorch import PyTorchRunner
+
+    network = resolve_network(reference, weights=weights, inputs=tuple(TensorSpec.parse(text) for text in inputs))
+    say_notes(network.loaded)
+    if not network.inputs:
+        raise UsageError(f"nothing says what inputs {reference} takes", fix=f"give them with --input {SHAPE}")
+    taken = apply_dynamic(network.inputs, dynamic)
+    settings = network.recipe.export if network.recipe is not None else ExportSettings()
+    step(f"export to ONNX ({settings.exporter}, opset {settings.opset}) and compare with PyTorch")
+    model = optimize(export_onnx(network.module, taken, opset=settings.opset, exporter=settings.exporter)).model
+    origin = {"file": None, "network": reference, "sha256": model_sha256(model)}
+    return model, origin, PyTorchRunner(network.module, taken), network.recipe
+
+
+def summary(built: BuiltEngine) -> list[str]:
+    """What was built and proven, in lines for a person."""
+    facts, proof = built.artifact.manifest, built.proof
+    size = f"{facts['bytes'] / 1e6:.1f} MB, weights {facts['weights_bytes'] / 1e6:.1f} MB"
+    counted = f"{proof.in_precision} of {proof.nodes} convolutions and products in {proof.precision}"
+    lines = [
+        f"{built.artifact.path}: {proof.precision} engine by {facts['backend']} {facts['library_version']}, {size}",
+        f"  proof     {counted}, read from {proof.read_from}",
+        f"  GPUs      compute capability {', '.join(facts['compute_capabilities'])}",
+    ]
+    for check in facts["checks"]:
+        lines.append(f"  parity    {check['what']} on {check['on']}, against {check['against']}, {check['samples']} samples:")
+        for output in check["outputs"]:
+            lines.append(
+                f"            output {output['name']!r} differs by at most {output['max_abs']:.2g} "
+                f"at scale {output['scale']:.3g}, {output['snr_db']:.1f} dB"
+            )
+    lines += [f"  not run   {built.not_run}"] if built.not_run else []
+    lines += [f"  kept fp32 {kept.name}: {kept.reason}" for kept in built.typed.kept_wide]
+    return lines + [f"  note      {note}" for note in built.typed.notes]

@@ -1,0 +1,92 @@
+"""``aff-deploy inspect``: what a file holds, without any framework and without a GPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aff_deploy.cli.console import print_json, table, working
+from aff_deploy.cli.graph import print_sites
+from aff_deploy.cli.options import Json
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="An ONNX file or an engine.", metavar="FILE")],
+    as_json: Json = False,
+) -> None:
+    """Show what an ONNX file or an engine holds, and what would be fused."""
+    with working():
+        from aff_deploy.engine_file import describe_engine, is_engine
+
+        if is_engine(file):
+            show, document = _print_engine, describe_engine(file)
+        else:
+            show, document = _print_model, _describe_model(file)
+    if as_json:
+        print_json(document)
+    else:
+        show(file, document)
+
+
+def _describe_model(file: Path) -> dict[str, Any]:
+    from aff_deploy.artifact import read_manifest
+    from aff_deploy.onnx_file import load_onnx
+    from aff_deploy.passes import inspect_model
+
+    model = load_onnx(file)
+    opset = next((entry.version for entry in model.opset_import if not entry.domain), None)
+    return {
+        "file": str(file),
+        "opset": opset,
+        "ir_version": model.ir_version,
+        **inspect_model(model),
+        "manifest": read_manifest(file),
+    }
+
+
+def _print_model(file: Path, document: Mapping[str, Any]) -> None:
+    print(f"{file}: opset {document['opset'] or '?'}, IR {document['ir_version']}")
+    for kind in ("inputs", "outputs"):
+        print(f"{kind}:")
+        print(table([(value["name"], "x".join(map(str, value["shape"])), value["dtype"]) for value in document[kind]]))
+    print("operators:")
+    print(table(Counter(document["ops"]).most_common()))
+    print_sites(document)
+    manifest = document["manifest"]
+    if manifest is not None:
+        made_from = manifest.get("source", {}).get("file") or manifest.get("network") or "unknown"
+        print(f"manifest: made from {made_from}, sha256 {manifest['sha256'][:16]}..., the file is unchanged since")
+
+
+def _print_engine(file: Path, document: Mapping[str, Any]) -> None:
+    print(f"{file}: engine of {document['written_by'] or 'an unknown library'}, {document['bytes']} bytes")
+    facts = document["manifest"]
+    if facts is not None:
+        precision, profiles = facts["precision"], facts["profiles"]
+        rows: list[tuple[str, object]] = [
+            ("built by", f"{facts['backend']} {facts['library_version']}, from {facts['onnx'].get('file') or 'a network'}"),
+            ("GPUs", f"compute capability {', '.join(facts['compute_capabilities'])}"),
+            ("precision", f"{precision['asked']} asked, {precision['proven'] or 'none'} proven"),
+            ("weights", f"{facts['weights_bytes']} bytes"),
+        ]
+        rows += [("options", f"{name} {value}") for name, value in facts["options"].items()]
+        for kind in ("inputs", "outputs"):
+            rows += [(kind[:-1], f"{v['name']} {'x'.join(map(str, v['shape']))} {v['dtype']}") for v in facts[kind]]
+        for profile in profiles:
+            for name in profile["opt"]:
+                sizes = (f"{bound} {'x'.join(map(str, profile[bound][name]))}" for bound in ("min", "opt", "max"))
+                rows.append(("profile", f"{name}: {', '.join(sizes)}"))
+        rows += [("seconds", ", ".join(f"{stage} {seconds}" for stage, seconds in facts["seconds"].items()))]
+        print(table(rows))
+    if document["proven"] is not None:
+        for check in document["proven"]["checks"]:
+            passed = "ok" if check["passed"] else "FAILED"
+            print(f"  checked: {check['what']} on {check['on']}, against {check['against']}: {passed}")
+    if document["problem"]:
+        print(f"  NOT LOADABLE: {document['problem']}; {document['fix']}")
+    else:
+        print("  intact: the file is the one that its manifest describes")

@@ -1,0 +1,95 @@
+"""What a person may ask of a builder, and which backend can give it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from aff_deploy.errors import UsageError
+from aff_deploy.runtimes.backends import Backend
+
+HardwareCompatibility = Literal["none", "ampere+", "same-compute-capability"]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Settings of a builder; None and empty leave the builder's own default.
+
+    Attributes:
+        workspace: scratch memory that a layer may use at run time, in MiB.
+        optimization_level: 0 (fast build) to 5 (fast engine).
+        hardware_compatibility: whether the engine should run on other GPUs than the one it is built on.
+        version_compatible: whether later TensorRT versions should run it.
+        timing_cache: file of measured kernel times, read where it exists and written after the build.
+        compute_capabilities: which GPUs the engine is for, such as ``("8.6", "8.9")``.
+        strip_weights: leave the weights out; they are put in before use.
+        tf32: whether float32 convolutions may round their inputs to 10 bits of mantissa.
+    """
+
+    workspace: int | None = None
+    optimization_level: int | None = None
+    hardware_compatibility: HardwareCompatibility = "none"
+    version_compatible: bool = False
+    timing_cache: Path | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    strip_weights: bool = False
+    tf32: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, without what was left at its default."""
+        chosen: dict[str, Any] = {name: value for name, value in vars(self).items() if value != getattr(DEFAULTS, name)}
+        if self.timing_cache is not None:
+            chosen["timing_cache"] = self.timing_cache.name
+        if self.compute_capabilities:
+            chosen["compute_capabilities"] = list(self.compute_capabilities)
+        return chosen
+
+
+DEFAULTS = BuildOptions()
+
+
+def check_options(options: BuildOptions, backend: Backend) -> None:
+    """Refuse before any work what `backend` cannot give.
+
+    Raises:
+        UsageError: naming the option, and what to do instead.
+    """
+    for option, fix in _refused(options, backend):
+        raise UsageError(f"{option} is not for {backend.title}", fix=fix)
+    if options.optimization_level is not None and not 0 <= options.optimization_level <= 5:
+        raise UsageError(f"--builder-optimization-level {options.optimization_level} is out of range", fix="give 0 to 5")
+    if options.workspace is not None and options.workspace < 1:
+        raise UsageError(f"--workspace {options.workspace} is no size", fix="give MiB, 1 or more")
+    known = backend.compute_capabilities
+    for capability in options.compute_capabilities:
+        if capability not in known:
+            raise UsageError(
+                f"{backend.title} builds no engine for compute capability {capability}", fix=f"it knows {', '.join(known)}"
+            )
+
+
+def _refused(options: BuildOptions, backend: Backend) -> Iterator[tuple[str, str]]:
+    leave_out: Mapping[str, tuple[object, bool, str]] = {
+        "--timing-cache": (options.timing_cache, backend.timing_cache, "leave it out: it builds without measuring kernels"),
+        "--hardware-compatibility": (
+            options.hardware_compatibility != "none",
+            backend.hardware_compatibility,
+            "leave it out: its engines run on several GPU generations; choose them with --compute-capability",
+        ),
+        "--version-compatible": (
+            options.version_compatible,
+            backend.version_compatible,
+            "leave it out, and build again for another version",
+        ),
+        "--strip-weights": (options.strip_weights, backend.strip_weights, "leave it out, or use --backend tensorrt"),
+        "--compute-capability": (
+            options.compute_capabilities,
+            bool(backend.compute_capabilities),
+            "leave it out: it builds for the GPU that is here; see --hardware-compatibility",
+        ),
+    }
+    for option, (asked, given, fix) in leave_out.items():
+        if asked and not given:
+            yield option, fix

@@ -1,0 +1,124 @@
+"""Which shapes an engine is built for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+from aff_deploy.errors import UsageError
+from aff_deploy.runtimes import shape_text
+from aff_deploy.spec import ShapeProfile, TensorSpec
+
+Shapes = Mapping[str, tuple[int, ...]]
+USUAL_BATCH, LARGEST_BATCH = 8, 32
+"""Only suggested, in a message."""
+
+
+def parse_shapes(option: str, words: Sequence[str]) -> tuple[dict[str, tuple[int, ...]], ...]:
+    """``NAME:1x3x224x224`` as often as given: the n-th time that a name is given belongs to the n-th profile.
+
+    A word may hold several, separated by commas, as trtexec takes them.
+
+    Raises:
+        UsageError: a word that is not of that form.
+    """
+    profiles: list[dict[str, tuple[int, ...]]] = []
+    for word in (part for words_ in words for part in words_.split(",")):
+        try:
+            spec = TensorSpec.parse(word)
+        except UsageError as error:
+            raise UsageError(f"{option} {word}: {error.message}", fix="write NAME:1x3x224x224") from None
+        place = next((profile for profile in profiles if spec.name not in profile), None)
+        if place is None:
+            profiles.append(place := {})
+        place[spec.name] = tuple(d for d in spec.shape if isinstance(d, int))
+    return tuple(profiles)
+
+
+def profiles_from_options(
+    inputs: Sequence[TensorSpec], low: Sequence[Shapes], usual: Sequence[Shapes], high: Sequence[Shapes]
+) -> tuple[ShapeProfile, ...]:
+    """Profiles from ``--min-shapes``, ``--opt-shapes`` and ``--max-shapes``; a bound left out is the opt shape, as in trtexec.
+
+    Raises:
+        UsageError: a bound is given without an opt shape to go with it, or names no input.
+    """
+    count = max(len(low), len(usual), len(high))
+    names = [spec.name for spec in inputs]
+    for option, given in (("--min-shapes", low), ("--opt-shapes", usual), ("--max-shapes", high)):
+        for name in (name for shapes in given for name in shapes):
+            if name not in names:
+                raise UsageError(f"{option} names no input {name!r}", fix=f"the inputs are {', '.join(names)}")
+    profiles = []
+    for i in range(count):
+        lows, usuals, highs = ((given[i] if i < len(given) else {}) for given in (low, usual, high))
+        chosen: tuple[dict[str, tuple[int, ...]], ...] = ({}, {}, {})
+        for spec in inputs:
+            bounds = [shapes.get(spec.name) for shapes in (lows, usuals, highs)]
+            if not any(bounds):
+                continue
+            middle = bounds[1] or (bounds[2] if bounds[0] is None else bounds[0] if bounds[2] is None else None)
+            if middle is None:
+                raise UsageError(f"input {spec.name!r} has no opt shape", fix=f"add --opt-shapes {spec.name}:…")
+            for shapes, bound in zip(chosen, bounds, strict=True):
+                shapes[spec.name] = bound or middle
+        profiles.append(ShapeProfile(*chosen))
+    return tuple(profiles)
+
+
+def check_profiles(inputs: Sequence[TensorSpec], profiles: Sequence[ShapeProfile]) -> tuple[ShapeProfile, ...]:
+    """The profiles that an engine of these inputs needs, each naming every input; none where every shape is static.
+
+    Raises:
+        UsageError: a dynamic input without shapes, or shapes that do not fit an input or each other.
+    """
+    dynamic = [spec for spec in inputs if spec.is_dynamic]
+    if not dynamic:
+        for spec in inputs:
+            for profile in profiles:
+                _check(spec, profile)
+        return ()
+    if not profiles:
+        raise UsageError(
+            f"input {', '.join(repr(spec.name) for spec in dynamic)} is dynamic and nothing says for which shapes to build",
+            fix="add " + " ".join(_suggestion(spec) for spec in dynamic),
+        )
+    complete = []
+    for profile in profiles:
+        bounds: tuple[dict[str, tuple[int, ...]], ...] = ({}, {}, {})
+        for spec in inputs:
+            if spec.is_dynamic and spec.name not in profile.opt:
+                raise UsageError(f"no shapes for the dynamic input {spec.name!r}", fix=f"add {_suggestion(spec)}")
+            _check(spec, profile)
+            for shapes, given in zip(bounds, (profile.min, profile.opt, profile.max), strict=True):
+                shapes[spec.name] = given.get(spec.name) or spec.concrete()
+        complete.append(ShapeProfile(*bounds))
+    return tuple(complete)
+
+
+def _check(spec: TensorSpec, profile: ShapeProfile) -> None:
+    given = [shapes[spec.name] for shapes in (profile.min, profile.opt, profile.max) if spec.name in shapes]
+    for shape in given:
+        fits = len(shape) == len(spec.shape) and all(
+            isinstance(d, str) or d == s for d, s in zip(spec.shape, shape, strict=True)
+        )
+        if not fits:
+            raise UsageError(
+                f"shape {shape_text(shape)} does not fit input {spec.name!r}", fix=f"its shape is {shape_text(spec.shape)}"
+            )
+    for smaller, larger in itertools.pairwise(given):
+        if any(a > b for a, b in zip(smaller, larger, strict=True)):
+            raise UsageError(
+                f"input {spec.name!r}: {shape_text(smaller)} is larger than {shape_text(larger)}",
+                fix="min, opt and max shapes must not decrease",
+            )
+
+
+def _suggestion(spec: TensorSpec) -> str:
+    def shape(batch: int) -> str:
+        sizes = [d if isinstance(d, int) else batch if i == 0 else None for i, d in enumerate(spec.shape)]
+        example = spec.example or (None,) * len(sizes)
+        return "x".join(str(size or known or 64) for size, known in zip(sizes, example, strict=True))
+
+    rows = (("min", 1), ("opt", USUAL_BATCH), ("max", LARGEST_BATCH))
+    return " ".join(f"--{bound}-shapes {spec.name}:{shape(batch)}" for bound, batch in rows)

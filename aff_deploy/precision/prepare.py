@@ -1,0 +1,170 @@
+"""A model made ready for retyping: what onnxruntime's converter stumbles over is put in order first.
+
+It finds nodes by name, tensors by their noted types, and constants among the initializers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx.version_converter
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx.inliner import inline_selected_functions
+
+from aff_deploy.errors import ModelError
+from aff_deploy.onnx_data import first_line, iter_graphs
+from aff_deploy.onnx_file import skeleton
+from aff_deploy.ops import DOMAIN
+from aff_deploy.passes.functions import attach_functions, attributes
+from aff_deploy.precision.wiring import ONNX_DOMAINS, fresh, replace_nodes, tensor_types, with_weights
+
+HALF_NAMES: Mapping[int, str] = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
+# From which opset on a type can be used, and what is written where the model is older: CastLike is of 15,
+# convolutions of bfloat16 are of 22.
+_OPSETS: Mapping[int, tuple[int, int]] = {TensorProto.FLOAT16: (15, 17), TensorProto.BFLOAT16: (22, 22)}
+
+
+def prepared(model: ModelProto, half: int) -> tuple[ModelProto, tuple[str, ...]]:
+    """An fp32 copy of `model` that can be retyped to `half`, its fusions written in the form for half precision.
+
+    Every node has a name of its own, every tensor its type noted, constants are initializers, other
+    people's functions are expanded.
+
+    Args:
+        model: of fp32, below 2 GB; left as it is.
+        half: TensorProto.FLOAT16 or BFLOAT16.
+
+    Returns:
+        The copy, and what was done that a person should know.
+
+    Raises:
+        ModelError: it holds half precision already, nothing in fp32, or its opset cannot be raised.
+    """
+    light = skeleton(model)
+    if foreign := [(f.domain, f.name) for f in light.functions if f.domain != DOMAIN]:
+        light = inline_selected_functions(light, foreign)
+    del light.functions[:]
+    light, notes = _raised(light, half)
+    _drop_unused_regions(light)
+    _free_outputs(light)
+    _constants_to_initializers(light)
+    _name_nodes(light)
+    attach_functions(light, form="convex")
+    notes += _note_types(light)
+    return with_weights(light, model), tuple(notes)
+
+
+def opset_of(model: ModelProto) -> int:
+    """The version of the default ONNX domain."""
+    return next((entry.version for entry in model.opset_import if entry.domain in ONNX_DOMAINS), 1)
+
+
+def _raised(light: ModelProto, half: int) -> tuple[ModelProto, list[str]]:
+    least, written = _OPSETS[half]
+    before = opset_of(light)
+    if before >= least:
+        return light, []
+    try:
+        raised = onnx.version_converter.convert_version(light, written)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"the model of opset {before} cannot be brought to {written}, as {HALF_NAMES[half]} needs: {first_line(error)}",
+            fix=f"export it again with --opset {written}",
+        ) from None
+    return raised, [f"the model was brought from ONNX opset {before} to {written}, which {HALF_NAMES[half]} needs"]
+
+
+def _drop_unused_regions(light: ModelProto) -> None:
+    """Take the region of interest from resizings that do not look at it: it may not be bfloat16."""
+    for graph in iter_graphs(light.graph):
+        for node in graph.node:
+            mode = attributes(node).get("coordinate_transformation_mode") if node.op_type == "Resize" else "tf_crop_and_resize"
+            if mode != "tf_crop_and_resize" and len(node.input) > 2:
+                node.input[1] = ""
+
+
+def _free_outputs(light: ModelProto) -> None:
+    """Let a node make every output: an initializer that is one gets another name and an Identity.
+
+    Raises:
+        ModelError: an output is an input.
+    """
+    graph = light.graph
+    inputs = {value.name for value in graph.input}
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for value in graph.output:
+        if value.name in inputs:
+            raise ModelError(f"{value.name!r} is an input and an output", fix="take it out of the outputs")
+        if value.name in stored:
+            stored[value.name].name = f"{value.name}_value"
+            graph.node.add(op_type="Identity", input=[f"{value.name}_value"], output=[value.name])
+
+
+def _constants_to_initializers(light: ModelProto) -> None:
+    graph = light.graph
+    outputs = {value.name for value in graph.output}
+    taken = {out for node in graph.node for out in node.output} | {value.name for value in graph.input}
+    kept: list[NodeProto] = []
+    renamed: dict[str, str] = {}
+    for node in graph.node:
+        stored = _stored(node) if node.op_type == "Constant" and node.domain in ONNX_DOMAINS else None
+        if stored is None:
+            kept.append(node)
+            continue
+        stored.name = node.output[0]
+        if node.output[0] in outputs:
+            stored.name = renamed[node.output[0]] = fresh(f"{node.output[0]}_value", taken)
+            kept.append(helper.make_node("Identity", [stored.name], [node.output[0]]))
+        graph.initializer.append(stored)
+    if len(kept) != len(graph.node) or renamed:
+        replace_nodes(graph, kept)
+
+
+def _stored(constant: NodeProto) -> TensorProto | None:
+    """What a Constant holds, as a tensor; None of strings and sparse ones."""
+    (attribute,) = constant.attribute
+    if attribute.name == "value":
+        tensor = TensorProto()
+        tensor.CopyFrom(attribute.t)
+        return tensor
+    value = helper.get_attribute_value(attribute)
+    dtypes = {"value_float": "float32", "value_floats": "float32", "value_int": "int64", "value_ints": "int64"}
+    if attribute.name not in dtypes:
+        return None
+    return numpy_helper.from_array(np.asarray(value, dtypes[attribute.name]))
+
+
+def _name_nodes(light: ModelProto) -> None:
+    taken = {node.name for node in light.graph.node}
+    seen: set[str] = set()
+    for node in light.graph.node:
+        if not node.name or node.name in seen:
+            node.name = fresh(f"{node.name or node.op_type}_{node.output[0]}" if node.output else node.op_type, taken)
+        seen.add(node.name)
+
+
+def _note_types(light: ModelProto) -> list[str]:
+    """Note the type of every tensor that a node makes; what is strange about them, in words."""
+    graph = light.graph
+    types = tensor_types(light)
+    elements = {name: kind.elem_type for name, kind in types.items()}
+    if already := [name for name, kind in elements.items() if kind in HALF_NAMES]:
+        raise ModelError(
+            f"the model computes in {HALF_NAMES[elements[already[0]]]} already (tensor {already[0]!r})",
+            fix="start from the fp32 model",
+        )
+    if TensorProto.FLOAT not in elements.values():
+        raise ModelError("the model computes nothing in float32", fix="export the network in float32")
+    said = {value.name: value for value in graph.value_info}
+    outputs = {value.name for value in graph.output}
+    noted = []
+    for name in (out for node in graph.node for out in node.output if out and out not in outputs):
+        known = types[name].HasField("shape") or name not in said
+        value = ValueInfoProto(name=name)
+        value.type.tensor_type.CopyFrom(types[name] if known else said[name].type.tensor_type)
+        noted.append(value)
+    del graph.value_info[:]
+    graph.value_info.extend(noted)
+    double = sum(kind == TensorProto.DOUBLE for kind in elements.values())
+    return [f"{double} tensors are float64 and stay so"] if double else []

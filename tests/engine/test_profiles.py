@@ -1,0 +1,73 @@
+"""Shapes from the command line to profiles, and what is refused on the way."""
+
+from __future__ import annotations
+
+import pytest
+
+from aff_deploy.engine.profiles import check_profiles, parse_shapes, profiles_from_options
+from aff_deploy.errors import UsageError
+from aff_deploy.spec import ShapeProfile, TensorSpec
+
+IMAGE = TensorSpec("image", ("batch", 3, 8, 8))
+FIXED = TensorSpec("fixed", (1, 4))
+
+
+def shapes(*words: str) -> tuple[dict[str, tuple[int, ...]], ...]:
+    return parse_shapes("--opt-shapes", words)
+
+
+def test_a_name_given_again_begins_another_profile() -> None:
+    assert shapes("a:1x2", "b:3", "a:4x5") == ({"a": (1, 2), "b": (3,)}, {"a": (4, 5)})
+    assert shapes("a:1x2,b:3") == ({"a": (1, 2), "b": (3,)},)
+    assert shapes() == ()
+
+
+@pytest.mark.parametrize("word", ["image", "image:1x", "image:axb", ":1x3", "image:1x3x-1"])
+def test_a_shape_that_cannot_be_read_is_wrong_usage(word: str) -> None:
+    with pytest.raises(UsageError, match="--opt-shapes"):
+        shapes(word)
+
+
+def test_a_bound_left_out_is_the_opt_shape() -> None:
+    (profile,) = profiles_from_options([IMAGE], (), shapes("image:4x3x8x8"), ())
+    assert profile == ShapeProfile(*({"image": (4, 3, 8, 8)},) * 3)
+    (profile,) = profiles_from_options([IMAGE], (), (), shapes("image:4x3x8x8"))
+    assert profile.min == profile.opt == {"image": (4, 3, 8, 8)}
+
+
+def test_bounds_without_an_opt_shape_between_them_are_refused() -> None:
+    with pytest.raises(UsageError, match="no opt shape"):
+        profiles_from_options([IMAGE], shapes("image:1x3x8x8"), (), shapes("image:4x3x8x8"))
+
+
+def test_a_name_that_is_no_input_is_refused() -> None:
+    with pytest.raises(UsageError, match="--max-shapes names no input 'imago'; the inputs are image, fixed"):
+        profiles_from_options([IMAGE, FIXED], (), (), shapes("imago:4x3x8x8"))
+
+
+def test_a_static_input_is_filled_in_and_a_static_model_needs_no_profile() -> None:
+    given = profiles_from_options([IMAGE, FIXED], shapes("image:1x3x8x8"), shapes("image:2x3x8x8"), shapes("image:4x3x8x8"))
+    (profile,) = check_profiles([IMAGE, FIXED], given)
+    assert profile.max == {"image": (4, 3, 8, 8), "fixed": (1, 4)}
+    assert check_profiles([FIXED], ()) == ()
+
+
+def test_a_dynamic_input_without_shapes_is_told_what_to_add() -> None:
+    with pytest.raises(UsageError) as caught:
+        check_profiles([IMAGE], ())
+    assert caught.value.fix == ("add --min-shapes image:1x3x8x8 --opt-shapes image:8x3x8x8 --max-shapes image:32x3x8x8")
+
+
+@pytest.mark.parametrize(
+    ("low", "usual", "high", "message"),
+    [
+        ("image:1x3x8x8", "image:8x3x8x8", "image:4x3x8x8", "8x3x8x8 is larger than 4x3x8x8"),
+        ("image:1x3x8x8", "image:2x4x8x8", "image:4x3x8x8", "2x4x8x8 does not fit input 'image'"),
+        ("image:1x3x8", "image:2x3x8x8", "image:4x3x8x8", "1x3x8 does not fit input 'image'"),
+        ("fixed:1x4", "fixed:1x4", "fixed:1x4", "no shapes for the dynamic input 'image'"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(low: str, usual: str, high: str, message: str) -> None:
+    given = profiles_from_options([IMAGE, FIXED], shapes(low), shapes(usual), shapes(high))
+    with pytest.raises(UsageError, match=message):
+        check_profiles([IMAGE, FIXED], given)
