@@ -101,7 +101,7 @@ def _output_error(path: Path, error: OSError) -> OutputError:
         errno.ENOTDIR: "a part of the path is a file",
     }
     reason = reasons.get(error.errno or 0, error.strerror or str(error))
-    return OutputError(f"cannot write {path}: {reason}", fix="choose another output path with -o, or free the place")
+    return OutputError(f"cannot write {path}: {reason}", fix="choose another output path, or free the place")
 
 
 def check_writable(path: Path) -> None:
@@ -111,7 +111,7 @@ def check_writable(path: Path) -> None:
         OutputError: with the reason.
     """
     if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a folder", fix="give the name of a file with -o")
+        raise OutputError(f"cannot write {path}: it is a folder", fix="give the name of a file")
     try:
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         with tempfile.TemporaryFile(dir=folder):

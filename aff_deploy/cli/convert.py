@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from aff_deploy.artifact import check_writable
 from aff_deploy.cli.console import Steps, working
-from aff_deploy.cli.options import NETWORK
+from aff_deploy.cli.options import NETWORK, Arguments, Key, read_arguments
 from aff_deploy.errors import UsageError
 
 SUFFIX = ".safetensors"
@@ -23,13 +21,8 @@ def convert_weights(
     ],
     output: Annotated[Path, typer.Argument(help="The safetensors file to write.", metavar="OUT.safetensors")],
     network: Annotated[str, typer.Option("--network", metavar="NETWORK", help=f"Whose weights they are: {NETWORK}.")],
-    arguments: Annotated[
-        list[str] | None,
-        typer.Option("--arguments", metavar="KEY=VALUE", help="An argument of the network (JSON); repeat for several."),
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option("--key", metavar="NAME", help="In a PyTorch file, where the weights lie, such as model_ema.")
-    ] = None,
+    arguments: Arguments = None,
+    key: Key = None,
 ) -> None:
     """Write a network's weights as safetensors."""
     if output.suffix != SUFFIX:
@@ -37,7 +30,7 @@ def convert_weights(
     if output.resolve() == source.resolve():
         raise UsageError(f"{output} is the input itself", fix="give another name")
     check_writable(output)
-    given = _arguments(arguments or ())
+    given = read_arguments(arguments)
     with Steps() as step, working():
         step("load the network and the weights")
         from aff_deploy.nets.resolve import resolve_network
@@ -56,17 +49,3 @@ def convert_weights(
         print(f"  {found.loaded.tensors} tensors from {source.name} ({found.loaded.format})")
         for note in found.loaded.notes:
             print(f"  {note}")
-
-
-def _arguments(words: Sequence[str]) -> dict[str, Any]:
-    """``layers=[1,1,1,1]`` and the like; what is not JSON is text."""
-    found: dict[str, Any] = {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not equals or not name.isidentifier() or name in found:
-            raise UsageError(f"cannot read --arguments {word!r}", fix="write KEY=VALUE, each key once, such as num_classes=10")
-        try:
-            found[name] = json.loads(text)
-        except (ValueError, RecursionError):
-            found[name] = {"True": True, "False": False}.get(text, text)
-    return found

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from aff_deploy.cli.console import Steps, claim_output, say_notes, working
-from aff_deploy.cli.options import NETWORK, Weights
+from aff_deploy.cli.console import Steps, claim_output, working
+from aff_deploy.cli.options import NETWORK, Arguments, Given, Key, Weights, read_arguments
 from aff_deploy.errors import UsageError
 from aff_deploy.spec import TensorSpec, apply_dynamic
 
@@ -25,6 +25,8 @@ def export(
     network: Annotated[str, typer.Argument(help=f"What to export: {NETWORK}.", metavar="NETWORK")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The ONNX file to write.")],
     weights: Weights = None,
+    arguments: Arguments = None,
+    key: Key = None,
     inputs: Annotated[
         list[str] | None, typer.Option("--input", metavar="NAME:1x3x224x224[:float32]", help="An input; repeat for several.")
     ] = None,
@@ -39,15 +41,14 @@ def export(
     """Turn a network into ONNX, proven against PyTorch."""
     claim_output(output)
     specs = tuple(TensorSpec.parse(text) for text in inputs or ())
+    given = Given(weights, read_arguments(arguments), key)
     with Steps() as step, working():
         step("load the network")
         from aff_deploy.export import export_onnx
-        from aff_deploy.nets.resolve import resolve_network
         from aff_deploy.onnx_file import save_onnx
         from aff_deploy.recipe import ExportSettings
 
-        found = resolve_network(network, weights=weights, inputs=specs)
-        say_notes(found.loaded)
+        found = given.resolve(network, specs)
         if not found.inputs:
             raise UsageError(f"nothing says what inputs {network} takes", fix="give them with --input NAME:1x3x224x224")
         taken = apply_dynamic(found.inputs, dynamic or ())
@@ -59,6 +60,7 @@ def export(
         facts = {
             "network": network,
             "weights": None if found.weights is None else found.weights.name,
+            **({"arguments": given.arguments} if given.arguments else {}),
             "exporter": way,
             "opset": chosen,
             "inputs": [spec.text for spec in taken],

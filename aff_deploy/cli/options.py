@@ -2,25 +2,80 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aff_deploy.spec import TOLERANCES, Precision, Tolerance
+from aff_deploy.cli.console import say_notes
+from aff_deploy.errors import UsageError
+from aff_deploy.spec import TOLERANCES, Precision, TensorSpec, Tolerance
 
 if TYPE_CHECKING:
+    from aff_deploy.nets.resolve import Network
     from aff_deploy.recipe import Recipe
 
 Weights = Annotated[
     "Path | None",
     typer.Option("--weights", metavar="FILE", help="Weights to use instead of the recipe's (.safetensors, .pt, .params)."),
 ]
+Arguments = Annotated[
+    list[str] | None,  # not as text, which Typer would not take for a list
+    typer.Option("--arguments", metavar="KEY=VALUE", help="An argument of the network (JSON); repeat for several."),
+]
+Key = Annotated[
+    "str | None", typer.Option("--key", metavar="NAME", help="In a PyTorch file, where the weights lie, such as model_ema.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 NETWORK = "a bundled name, a recipe path, module:callable or file.py:callable"
+UNTRAINED = "the reference was initialised from a seed, because no --weights was given: give those that the file was made with"
 Atol = Annotated["float | None", typer.Option("--atol", min=0, help="Absolute tolerance.")]
 Rtol = Annotated["float | None", typer.Option("--rtol", min=0, help="Tolerance relative to the output's scale.")]
 MinCosine = Annotated["float | None", typer.Option("--min-cosine", min=-1, max=1, help="Smallest cosine similarity.")]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a command line says of a network beside its name: of `resolve_network`, by its names there."""
+
+    weights: Path | None
+    arguments: Mapping[str, Any]
+    weights_key: str | None
+
+    @property
+    def anything(self) -> bool:
+        return self.weights is not None or bool(self.arguments) or self.weights_key is not None
+
+    def resolve(self, reference: str, inputs: Sequence[TensorSpec] = ()) -> Network:
+        """The network that `reference` means, what was chosen while its weights were loaded told on stderr."""
+        from aff_deploy.nets.resolve import resolve_network
+
+        network = resolve_network(
+            reference, weights=self.weights, inputs=inputs, arguments=self.arguments, weights_key=self.weights_key
+        )
+        say_notes(network.loaded)
+        return network
+
+
+def read_arguments(words: Sequence[str] | None) -> dict[str, Any]:
+    """``layers=[1,1,1,1]`` and the like; what is not JSON is text.
+
+    Raises:
+        UsageError: a word is no KEY=VALUE, or a key comes twice.
+    """
+    found: dict[str, Any] = {}
+    for word in words or ():
+        name, equals, text = word.partition("=")
+        if not equals or not name.isidentifier() or name in found:
+            raise UsageError(f"cannot read --arguments {word!r}", fix="write KEY=VALUE, each key once, such as num_classes=10")
+        try:
+            found[name] = json.loads(text)
+        except (ValueError, RecursionError):
+            found[name] = {"True": True, "False": False}.get(text, text)
+    return found
 
 
 def tolerance_of(

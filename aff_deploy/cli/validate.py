@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aff_deploy.cli.console import Steps, print_json, say_notes, table, working
-from aff_deploy.cli.options import NETWORK, Atol, Json, MinCosine, Rtol, Weights, tolerance_of
+from aff_deploy.cli.console import Steps, print_json, table, working
+from aff_deploy.cli.options import (
+    NETWORK,
+    UNTRAINED,
+    Arguments,
+    Atol,
+    Given,
+    Json,
+    Key,
+    MinCosine,
+    Rtol,
+    Weights,
+    read_arguments,
+    tolerance_of,
+)
 from aff_deploy.errors import UsageError
 
 if TYPE_CHECKING:
+    from aff_deploy.nets.resolve import Network
     from aff_deploy.recipe import Recipe
     from aff_deploy.runtimes import Runner
-    from aff_deploy.validate import ValidationReport
+    from aff_deploy.validate import Check, ValidationReport
 
 
 def validate(
@@ -24,6 +39,8 @@ def validate(
         str, typer.Option("--against", metavar="NETWORK|REF.onnx", help=f"What is right: {NETWORK}; or an .onnx.")
     ],
     weights: Weights = None,
+    arguments: Arguments = None,
+    key: Key = None,
     data: Annotated[
         Path | None,
         typer.Option("--data", metavar="DATA.npz", help="Data to compare on; against a recipe, raw data as its evaluation's."),
@@ -34,6 +51,7 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Compare a file with PyTorch or another file."""
+    given = Given(weights, read_arguments(arguments), key)
     with Steps() as step, working(), contextlib.ExitStack() as stack:
         step("load both sides")
         from aff_deploy.onnx_file import load_onnx
@@ -44,7 +62,7 @@ def validate(
 
         precision = precision_of(load_onnx(file))
         candidate = stack.enter_context(OnnxRuntimeRunner(file))
-        reference, recipe = _reference(against, weights, candidate)
+        reference, recipe, network = _reference(against, given, candidate)
         stack.enter_context(reference)
         if data is None:
             batches = seeded_feeds(reference.inputs, recipe=recipe, sizes=free_sizes(reference.inputs))
@@ -60,24 +78,25 @@ def validate(
     else:
         _print_report(report, f"{file} against {against}")
     if not report.passed:
+        if network is not None and network.weights is None:
+            print(f"  note: {UNTRAINED}", file=sys.stderr)
         raise typer.Exit(1)
 
 
-def _reference(against: str, weights: Path | None, candidate: Runner) -> tuple[Runner, Recipe | None]:
+def _reference(against: str, given: Given, candidate: Runner) -> tuple[Runner, Recipe | None, Network | None]:
     if against.endswith(".onnx"):
-        if weights is not None:
-            raise UsageError("--weights goes with a network, and --against names an ONNX file", fix="leave --weights out")
+        if given.anything:
+            words = "--weights, --arguments and --key go with a network"
+            raise UsageError(f"{words}, and --against names an ONNX file", fix="leave them out")
         from aff_deploy.onnx_file import load_onnx
         from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
         load_onnx(Path(against))
-        return OnnxRuntimeRunner(Path(against)), None
-    from aff_deploy.nets.resolve import resolve_network
-    from aff_deploy.runtimes.pytorch import PyTorchRunner
+        return OnnxRuntimeRunner(Path(against)), None, None
+    network = given.resolve(against)
+    from aff_deploy.runtimes.pytorch import PyTorchRunner  # after the network, whose import says what PyTorch is needed for
 
-    network = resolve_network(against, weights=weights)
-    say_notes(network.loaded)
-    return PyTorchRunner(network.module, network.inputs or candidate.inputs), network.recipe
+    return PyTorchRunner(network.module, network.inputs or candidate.inputs), network.recipe, network
 
 
 def _print_report(report: ValidationReport, what: str) -> None:
@@ -98,7 +117,7 @@ def _print_report(report: ValidationReport, what: str) -> None:
     ]
     print(table(rows, ("output", "max abs", "max rel", "cosine", "snr", "argmax", "")))
     if report.checks:
-        checks = [(check.name, "ok" if check.passed else "FAILED", check.detail) for check in report.checks]
+        checks = [(check.name, _word(check), check.detail) for check in report.checks]
         print(table(checks, ("check", "", "")))
     for failure in report.failures:
         print(f"  {failure}")
@@ -107,3 +126,9 @@ def _print_report(report: ValidationReport, what: str) -> None:
         f"{'passed' if report.passed else 'FAILED'}: {what}, {report.samples} samples, "
         f"atol {tolerance.atol:g}, rtol {tolerance.rtol:g}, min cosine {tolerance.min_cosine:g}"
     )
+
+
+def _word(check: Check) -> str:
+    if check.skipped:
+        return "skipped"
+    return "ok" if check.passed else "FAILED"

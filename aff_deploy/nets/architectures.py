@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -40,8 +41,32 @@ _PORT_DEPTHS: dict[tuple[int, ...], tuple[str, str]] = {
 }
 
 
-def recognise(shapes: Shapes) -> str | None:
-    """The network that has these tensors, in words, such as ``aff_resnet50(num_classes=10)``; None where none is known.
+@dataclass(frozen=True)
+class Recognised:
+    """A network that is known.
+
+    Attributes:
+        words: what it is, for an error, such as ``aff_resnet50(num_classes=10)``.
+        factory: the callable of `aff_deploy.nets` that builds it; empty where none does.
+        arguments: what to call it with, beside its defaults.
+        port: it is the PyTorch port's.
+    """
+
+    words: str
+    factory: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    port: bool = False
+
+    @property
+    def build(self) -> str:
+        """What to give for it on a command line; empty where no callable of ours builds it."""
+        given = ", ".join(f"{key}={str(value).replace(' ', '')}" for key, value in self.arguments.items())
+        reference = f"aff_deploy.nets:{self.factory}" if self.factory else ""
+        return f"{reference} with {given} (--arguments KEY=VALUE, once for each)" if given and reference else reference
+
+
+def recognise(shapes: Shapes) -> Recognised | None:
+    """The network that has these tensors; None where none is known.
 
     A bundled network is named only if every name and shape is its own (BatchNorm's counters and the
     affine parameters that Gluon stores for a BatchNorm without them aside). Otherwise the family is
@@ -49,12 +74,14 @@ def recognise(shapes: Shapes) -> str | None:
     """
     shapes = {short: shapes[name] for name, short in unwrapped(shapes, ()).items()}
     port = _port(shapes)
-    if port is not None:
-        return port
+    if port:
+        return Recognised(port, port=True)
     translated = authors_to_ours(shapes) if is_gluon(shapes) or any(name.startswith("features.") for name in shapes) else None
     ours = {(translated or {}).get(name, name): tuple(shape) for name, shape in shapes.items() if not name.endswith(COUNTER)}
-    words = _bundled(ours) or _family(ours)
-    return f"{words}, in the names of the authors' MXNet code" if words and translated else words
+    known = _bundled(ours) or _family(ours)
+    if known is None or not translated:
+        return known
+    return replace(known, words=f"{known.words}, in the names of the authors' MXNet code")
 
 
 def _layers(ours: Shapes) -> list[int]:
@@ -66,7 +93,7 @@ def _layers(ours: Shapes) -> list[int]:
     return [sum(of == stage for of, _ in blocks) for stage in stages]
 
 
-def _bundled(ours: Shapes) -> str | None:
+def _bundled(ours: Shapes) -> Recognised | None:
     layers = _layers(ours)
     if not layers:
         return None
@@ -75,7 +102,8 @@ def _bundled(ours: Shapes) -> str | None:
     inferred: dict[str, Any] = {
         "layers": layers,
         "num_classes": _size(ours, "fc.weight"),
-        "width": _size(ours, "lateral.0.weight"),
+        "width": _size(ours, "lateral.0.weight") or _size(ours, "stem.1.weight"),
+        **_groups(ours),
         "start_layer": min(fused, default=0),
     }
     if found:
@@ -83,16 +111,28 @@ def _bundled(ours: Shapes) -> str | None:
         ratio = _size(ours, name, 1) / max(_size(ours, name), 1)
         inferred["r"] = int(ratio) if ratio == int(ratio) else ratio
     kind = _kind(ours)
-    matches: list[tuple[int, str]] = []
+    matches: list[Recognised] = []
     for factory in FACTORIES:
         known = inspect.signature(factory).parameters
         if not factory.__name__.startswith(f"{kind}_") or len(known["layers"].default) != len(layers):
             continue
         arguments = {key: value for key, value in inferred.items() if value and key in known}
         if _same(factory, arguments, ours):
-            given = [f"{key}={value}" for key, value in arguments.items() if value != _plain(known[key].default)]
-            matches.append((len(given), f"{factory.__name__}({', '.join(given)})" if given else factory.__name__))
-    return min(matches)[1] if matches else None
+            given = {key: value for key, value in arguments.items() if value != _plain(known[key].default)}
+            said = ", ".join(f"{key}={value}" for key, value in given.items())
+            name = factory.__name__
+            matches.append(Recognised(f"{name}({said})" if said else name, name, given))
+    return min(matches, key=lambda match: (len(match.arguments), match.words), default=None)
+
+
+def _groups(ours: Shapes) -> dict[str, int]:
+    """``groups`` and ``group_width`` of a ResNeXt, from the shape of its first 3x3 convolution; see `blocks.bottleneck`."""
+    middle, outputs = "stages.0.0.body.3.weight", _size(ours, "stages.0.0.body.6.weight")
+    width, each = _size(ours, middle), _size(ours, middle, 1)
+    if not (each and outputs):
+        return {}
+    groups = width // each
+    return {"groups": groups, "group_width": width * 256 // max(groups * outputs, 1)}
 
 
 def _size(shapes: Shapes, name: str, axis: int = 0) -> int:
@@ -105,7 +145,7 @@ def _same(factory: Callable[..., nn.Module], arguments: Mapping[str, Any], ours:
     try:
         with torch.device("meta"):
             network = factory(**arguments)
-    except (NetworkError, RuntimeError):
+    except (NetworkError, RuntimeError, ValueError, TypeError, OverflowError):  # the sizes are a stranger's
         return False
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items() if not name.endswith(COUNTER)}
     bare = {f"{name}." for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d) and not module.affine}
@@ -123,7 +163,7 @@ def _kind(names: Sequence[str] | Shapes) -> str:
     return "aff" if any(".local_att." in name for name in names) else "add"
 
 
-def _family(ours: Shapes) -> str | None:
+def _family(ours: Shapes) -> Recognised | None:
     """A network of the authors' design in sizes that no bundled one has."""
     layers = _layers(ours)
     last = [ours.get(f"stages.{stage}.0.body.{end}.weight", ()) for stage in range(len(layers)) for end in (5, 6)]
@@ -138,15 +178,15 @@ def _family(ours: Shapes) -> str | None:
     fusion = {"iaff": "iAFF", "aff": "AFF", "add": "no fusion"}[_kind(ours)]
     classes = f", {_size(ours, 'fc.weight')} classes" if "fc.weight" in ours else ""
     sizes, blocks = (", ".join(map(str, values)) for values in (widths, layers))
-    return f"{design} for {where} with {fusion}: stages of {sizes} channels, {blocks} blocks{classes}"
+    return Recognised(f"{design} for {where} with {fusion}: stages of {sizes} channels, {blocks} blocks{classes}")
 
 
-def _port(shapes: Shapes) -> str | None:
-    """The PyTorch port: torchvision's ResNet, fused in every block by modules with the names of ours."""
+def _port(shapes: Shapes) -> str:
+    """The PyTorch port: torchvision's ResNet, fused in every block by modules with the names of ours; empty where not."""
     blocks = {(int(match[1]), int(match[2])) for name in shapes if (match := _PORT_BLOCK.fullmatch(name))}
     stem = shapes.get("conv1.weight", ())
     if is_gluon(shapes) or len(stem) != 4 or not blocks or _kind(shapes) == "add":
-        return None
+        return ""
     layers = tuple(sum(of == stage for of, _ in blocks) for stage in sorted({stage for stage, _ in blocks}))
     bottleneck = "layer1.0.conv3.weight" in shapes
     middle = "layer1.0.conv2.weight"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,8 +14,8 @@ from aff_deploy.artifact import sha256 as sha256_of
 from aff_deploy.errors import WeightsError
 from aff_deploy.nets.architectures import recognise
 from aff_deploy.nets.fusion import AFF
-from aff_deploy.nets.names import is_gluon, is_port, readings, unwrapped
-from aff_deploy.nets.sharing import dead_names, settle_sharing
+from aff_deploy.nets.names import common_prefixes, is_gluon, is_port, readings, unwrapped
+from aff_deploy.nets.sharing import dead_names, second_branches, settle_sharing
 from aff_deploy.nets.weight_files import Checkpoint, kind_of, read_checkpoint
 
 SHOWN_NAMES = 4
@@ -43,13 +43,20 @@ class LoadedWeights:
     notes: tuple[str, ...] = ()
 
 
-def load_weights(net: nn.Module, path: Path, *, sha256: str | None = None, key: str | None = None) -> LoadedWeights:
+def load_weights(
+    net: nn.Module,
+    path: Path,
+    *,
+    sha256: str | None = None,
+    key: str | None = None,
+    share_global: bool | None = None,
+) -> LoadedWeights:
     """Copy the weights in `path` into `net`, all of them or none.
 
     The file is safetensors; a PyTorch file with a state dict, plain or under ``state_dict``, ``model``
     or an EMA copy's name; or MXNet's ``.params``. Names may be wrapped by training (``module.``,
-    ``_orig_mod.``) or be those of the authors' Gluon networks. Floating-point weights are converted to
-    the dtype of the parameter they fill. BatchNorm's ``num_batches_tracked`` may be missing.
+    ``_orig_mod.``), all have another prefix, or be those of the authors' Gluon networks. Floating-point
+    weights are converted to the dtype of the parameter they fill. BatchNorm's ``num_batches_tracked`` may be missing.
 
     Where the file tells whether the second global branch of each iAFF is the first (`settle_sharing`),
     ``share_global`` of the network's iAFF modules is set to that.
@@ -59,6 +66,7 @@ def load_weights(net: nn.Module, path: Path, *, sha256: str | None = None, key: 
         path: the weights file.
         sha256: what the file's SHA-256 must be, in hexadecimal.
         key: in a PyTorch file, under which name the state dict lies, such as ``model_ema``.
+        share_global: what the caller knows it to be in `net` as it was built, which then stays so.
 
     Raises:
         WeightsError: the file is missing, damaged, altered or not a weights file, or its names, shapes
@@ -68,13 +76,15 @@ def load_weights(net: nn.Module, path: Path, *, sha256: str | None = None, key: 
     _check_file(path, sha256)
     checkpoint = read_checkpoint(path, key)
     wanted = net.state_dict()
-    found = _fitted(net, checkpoint, wanted)
+    found, prefix = _fitted(net, checkpoint, wanted)
     for name, value in found.items():
-        _check_tensor(checkpoint, name, value, wanted)
+        _check_tensor(checkpoint.path, name, value, wanted, found)
     notes = list(checkpoint.notes)
+    if prefix:
+        notes.append(f"every name begins with {prefix!r}, which was left out")
     gluon = is_gluon(checkpoint.tensors) or checkpoint.format == "MXNet"
     origin = "mxnet" if gluon else "port" if is_port(checkpoint.tensors) else ""
-    shared, said = settle_sharing(net, found, origin, checkpoint.share_global)
+    shared, said = settle_sharing(net, found, origin, checkpoint.share_global, share_global)
     notes += said
     if gluon and any(isinstance(module, AFF) and module.scale != 2.0 for module in net.modules()):
         notes.append("the authors' MXNet code scales AFF by 2, and this network's AFF has another scale: check 'scale'")
@@ -100,17 +110,46 @@ def _check_file(path: Path, sha256: str | None) -> None:
         )
 
 
-def _fitted(net: nn.Module, checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The checkpoint's tensors by the network's names, all of them.
+def _fitted(net: nn.Module, checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """The checkpoint's tensors by the network's names, all of them, and the prefix that was left out for it.
 
     Raises:
         WeightsError: no reading of the names fits; the nearest is told.
     """
     stored = {short: name for name, short in unwrapped(checkpoint.tensors, wanted).items()}
-    tensors = {short: checkpoint.tensors[name] for short, name in stored.items()}
+    nearest: _Fit | None = None
+    for prefix in ("", *common_prefixes(stored)):
+        fit = _nearest(net, {short.removeprefix(prefix): checkpoint.tensors[name] for short, name in stored.items()}, wanted)
+        if fit is not None and fit.fits:
+            return dict(fit.found), prefix
+        if fit is not None and (nearest is None or fit.distance < nearest.distance):
+            nearest = replace(fit, unexpected=[stored[prefix + name] for name in fit.unexpected])
+    raise _does_not_fit(net, checkpoint, wanted, nearest or _Fit({}, {}, list(wanted), list(checkpoint.tensors)))
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """One reading of a checkpoint: its `tensors`, what was `found` for the network, what is `missing` and `unexpected`."""
+
+    tensors: Mapping[str, Tensor]
+    found: Mapping[str, Tensor]
+    missing: Sequence[str]
+    unexpected: Sequence[str]
+
+    @property
+    def distance(self) -> int:
+        return len(self.missing) + len(self.unexpected)
+
+    @property
+    def fits(self) -> bool:
+        return self.distance == 0
+
+
+def _nearest(net: nn.Module, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> _Fit | None:
+    """The first reading that fits, else the nearest; None where every reading gives two tensors one name."""
     bare = {name for name, module in net.named_modules() if isinstance(module, _BatchNorm) and not module.affine}
     dead = dead_names(net)
-    nearest: tuple[list[str], list[str]] | None = None
+    nearest: _Fit | None = None
     for names in readings(tensors, wanted):
         if len(set(names.values())) < len(names):
             continue
@@ -121,17 +160,24 @@ def _fitted(net: nn.Module, checkpoint: Checkpoint, wanted: Mapping[str, Tensor]
         missing = [name for name in wanted if name not in found and not name.endswith(COUNTER)]
         if not any(name in found for name in dead):
             missing = [name for name in missing if name not in dead]
-        unexpected = [stored[old] for old, new in names.items() if new in extra and new not in idle]
-        if not missing and not unexpected:
-            return found
-        if nearest is None or len(missing) + len(unexpected) < sum(map(len, nearest)):
-            nearest = missing, unexpected
-    missing, unexpected = nearest or (list(wanted), list(checkpoint.tensors))
+        fit = _Fit(tensors, found, missing, [old for old, new in names.items() if new in extra and new not in idle])
+        if fit.fits:
+            return fit
+        if nearest is None or fit.distance < nearest.distance:
+            nearest = fit
+    return nearest
+
+
+def _does_not_fit(net: nn.Module, checkpoint: Checkpoint, wanted: Mapping[str, Tensor], fit: _Fit) -> WeightsError:
+    missing, unexpected = fit.missing, fit.unexpected
     parts = [_listed("missing", missing)] * bool(missing) + [_listed("unexpected", unexpected)] * bool(unexpected)
-    said, fix = _identities(tensors, wanted)
-    if checkpoint.format == "MXNet" and not any("." in name for name in tensors):
+    said, fix = _identities(fit.tensors, wanted)
+    if checkpoint.format == "MXNet" and not any("." in name for name in fit.tensors):
         fix = "its names are those of an exported symbol: save with save_parameters"
-    raise WeightsError(
+    if not unexpected and set(missing) <= second_branches(net):
+        said = "; it has no global_att2, which a network whose iAFFs share the first global branch has no use for"
+        fix = "build the network so, with --arguments share_global=true"
+    return WeightsError(
         f"{checkpoint.path} does not fit the network: {'; '.join(parts)}{said}",
         fix=fix or "give weights that this network saved",
     )
@@ -149,19 +195,22 @@ def _identities(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
     if theirs is None:
         return "", ""
     ours = recognise({name: tuple(value.shape) for name, value in wanted.items()})
-    said = f"; the checkpoint is of {theirs}" + (f", the network is {ours}" if ours not in (None, theirs) else "")
-    if "PyTorch port" in theirs:
+    said = f"; the checkpoint is of {theirs.words}"
+    if ours is not None and ours.words != theirs.words:
+        said += f", the network is {ours.words}"
+    if theirs.port:
         return said, "build the port's own network (file.py:callable) and load it there"
-    return said, "build the network of the checkpoint, or give weights of this one"
+    how = f", {theirs.build}" if theirs.build else ""
+    return said, f"build the network of the checkpoint{how}, or give weights of this one"
 
 
-def _check_tensor(checkpoint: Checkpoint, name: str, value: Tensor, tensors: Mapping[str, Tensor]) -> None:
-    path, wanted = checkpoint.path, tensors[name]
+def _check_tensor(path: Path, name: str, value: Tensor, tensors: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    wanted = tensors[name]
     if value.shape != wanted.shape:
-        said, _ = _identities(checkpoint.tensors, tensors)
+        said, fix = _identities(found, tensors)
         raise WeightsError(
             f"{path}: {name} has shape {tuple(value.shape)}, the network's has {tuple(wanted.shape)}{said}",
-            fix="check the network's arguments (classes, layers, r)",
+            fix=fix or "build the network with the sizes that the checkpoint has, or give weights that this network saved",
         )
     if value.is_floating_point() != wanted.is_floating_point() or value.is_complex() or value.layout != torch.strided:
         raise WeightsError(

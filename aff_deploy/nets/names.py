@@ -9,6 +9,8 @@ Three kinds are known beside our own:
 - networks in which a fusion is another attribute of its block: ``layer3.0.fuse_mode.local_att.0``
   in the PyTorch port, ``fusion`` in ours; inside the fusion the names are the same;
 - the wrappings of training: ``module.``, ``_orig_mod.``, ``model.`` before every name, MXNet's ``arg:`` and ``aux:``.
+
+Any other prefix that every name has (``net.``, ``backbone.``) is left out where all names fit without it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ Renaming = Mapping[str, str]
 
 PREFIXES = ("module.", "_orig_mod.", "model.")
 COMPILED = "_orig_mod."
+MAX_PREFIXES = 4
+"""Parts of a name that may be a prefix of all."""
+
 AVERAGED = "n_averaged"
 """The counter that ``torch.optim.swa_utils.AveragedModel`` keeps beside the network."""
 
@@ -73,6 +78,16 @@ def unwrapped(names: Collection[str], wanted: Collection[str]) -> dict[str, str]
 
 def _all_begin(names: Collection[str], prefix: str) -> bool:
     return bool(names) and all(name.startswith(prefix) for name in names)
+
+
+def common_prefixes(names: Collection[str]) -> Iterator[str]:
+    """What every name begins with, up to a dot, the shortest first: ``net.`` and ``net.backbone.``."""
+    first = next(iter(names), "")
+    ends = [position + 1 for position, letter in enumerate(first) if letter == "."]
+    for end in ends[:MAX_PREFIXES]:
+        if not all(name.startswith(first[:end]) for name in names):
+            return
+        yield first[:end]
 
 
 def readings(names: Collection[str], wanted: Collection[str]) -> Iterator[Renaming]:

@@ -18,11 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from aff_deploy.errors import AffDeployError, NetworkError
+from aff_deploy.errors import AffDeployError, NetworkError, WeightsError
+from aff_deploy.nets.architectures import FACTORIES
 from aff_deploy.nets.checkpoints import LoadedWeights, load_weights
 from aff_deploy.recipe import Recipe, bundled_recipes, find_recipe
 from aff_deploy.spec import TensorSpec
 
+SHOWN_LENGTH = 80
+OURS = "aff_deploy.nets"
 SEED = 0
 """Of the initialisation, so that a network without weights is the same network every time."""
 
@@ -64,7 +67,7 @@ def resolve_network(
         weights: a weights file to use instead of the recipe's.
         inputs: inputs to use instead of the recipe's.
         arguments: keyword arguments of the callable, before the recipe's of the same name.
-        weights_key: in a PyTorch file `weights`, under which name the state dict lies.
+        weights_key: in a PyTorch file, `weights` or the recipe's, under which name the state dict lies.
 
     Raises:
         NetworkError: no such network, or it cannot be imported or built.
@@ -77,7 +80,10 @@ def resolve_network(
     if ":" not in reference:
         raise _unknown(reference)
     module = _build(reference, Path(), arguments or {})
-    loaded = load_weights(module, weights, key=weights_key) if weights is not None else None
+    if weights is None and weights_key is not None:
+        raise _no_weights(weights_key)
+    said = _said(arguments)
+    loaded = load_weights(module, weights, key=weights_key, share_global=said) if weights is not None else None
     name = reference.rpartition(":")[2].rpartition(".")[2]
     return Network(name, _frozen(module), tuple(inputs), None, weights, loaded)
 
@@ -95,14 +101,27 @@ def network_of_recipe(
     Raises:
         NetworkError, WeightsError: as `resolve_network`.
     """
-    module = _build(recipe.network, recipe.folder, {**recipe.arguments, **(arguments or {})})
-    loaded = None
+    every = {**recipe.arguments, **(arguments or {})}
+    module = _build(recipe.network, recipe.folder, every)
+    loaded, said = None, _said(every)
     if weights is not None:
-        loaded = load_weights(module, weights, key=weights_key)
+        loaded = load_weights(module, weights, key=weights_key, share_global=said)
     elif recipe.weights is not None:
-        weights = recipe.weights
-        loaded = load_weights(module, weights, sha256=recipe.weights_sha256 or None)
+        weights, key = recipe.weights, weights_key or recipe.weights_key or None
+        loaded = load_weights(module, weights, sha256=recipe.weights_sha256 or None, key=key, share_global=said)
+    elif weights_key is not None:
+        raise _no_weights(weights_key)
     return Network(recipe.name, _frozen(module), tuple(inputs) or recipe.inputs, recipe, weights, loaded)
+
+
+def _said(arguments: Mapping[str, Any] | None) -> bool | None:
+    """What the person says of the iAFFs' second global branch, which goes before what a file tells."""
+    said = (arguments or {}).get("share_global")
+    return said if isinstance(said, bool) else None
+
+
+def _no_weights(key: str) -> WeightsError:
+    return WeightsError(f"there is no weights file to take {key!r} from", fix="give --weights FILE with --key")
 
 
 def _frozen(module: nn.Module) -> nn.Module:
@@ -115,7 +134,10 @@ def _unknown(reference: str) -> NetworkError:
             f"{reference} is not a network", fix="give a bundled name, a recipe.toml, module:callable or file.py:callable"
         )
     names = list(bundled_recipes())
-    near = difflib.get_close_matches(reference, names, n=3, cutoff=0.6)
+    others = {name: f"{OURS}:{name}" for name in sorted(factory.__name__ for factory in FACTORIES) if name not in names}
+    if reference in others:
+        return NetworkError(f"{reference} is no bundled recipe, but a callable", fix=f"give {others[reference]}")
+    near = [others.get(name, name) for name in difflib.get_close_matches(reference, [*names, *others], n=3, cutoff=0.6)]
     known = f"did you mean {', '.join(near)}?" if near else f"the bundled ones are {', '.join(names)}"
     return NetworkError(f"there is no network {reference!r}", fix=f"{known} (or give a recipe.toml or module:callable)")
 
@@ -130,7 +152,9 @@ def _build(reference: str, folder: Path, arguments: Mapping[str, Any]) -> nn.Mod
     with _importable(place):
         module = _import_file(folder / source) if is_file else _import_module(source)
         factory = _attribute(module, source, name)
-        if isinstance(factory, nn.Module) and not arguments:
+        if isinstance(factory, nn.Module):
+            if arguments:
+                raise NetworkError(f"{reference} is a module, which takes no arguments", fix="name the callable that builds it")
             return factory
         if not callable(factory):
             raise NetworkError(f"{reference} is a {type(factory).__name__}", fix="name a callable that returns an nn.Module")
@@ -148,7 +172,11 @@ def _call(factory: Any, reference: str, arguments: Mapping[str, Any]) -> Any:
     except AffDeployError:
         raise
     except (Exception, SystemExit) as error:
-        raise NetworkError(f"{reference} could not build its network: {_cause(error)}", fix="see --debug for where") from error
+        given = ", ".join(f"{key}={value!r}"[:SHOWN_LENGTH] for key, value in arguments.items())
+        said, check = (f" with {given}", "check the arguments, or ") if given else ("", "")
+        raise NetworkError(
+            f"{reference} could not build its network{said}: {_cause(error)}", fix=f"{check}see --debug for where"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from aff_deploy.errors import WeightsError
 from aff_deploy.nets import mxnet_params
+from aff_deploy.nets.refusals import AGAIN, check_archive, refused
 
 PLAIN = ("state_dict", "model", "model_state_dict", "net")
 EMA = ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "ema_model", "module")
@@ -27,7 +28,9 @@ METADATA = "aff_deploy"
 
 MAX_METADATA = 65536
 MAX_NESTING = 4
-AGAIN = "it may be truncated: fetch or write it again"
+SHOWN_KEYS = 4
+MAX_SHOWN = 120
+CHOOSE = "choose with --key NAME, in Python key=NAME, in a recipe weights.key"
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,11 @@ def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
     except OSError as error:
         raise WeightsError(f"cannot read weights {path}: {error.strerror}", fix="make it readable") from None
     if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:] != b"{" and path.suffix != ".safetensors":
-        return _read_pytorch(path, key)
+        return _read_pytorch(path, key, start.startswith(b"PK"))
+    if not start:
+        raise WeightsError(f"{path} is empty", fix="fetch or write it again")
     if key is not None:
-        raise WeightsError(f"{path} is no PyTorch file and has no key {key!r}", fix="leave the key out")
+        raise WeightsError(f"{path} is no PyTorch file and has no key {key!r}", fix="leave --key out")
     if start.startswith(mxnet_params.MAGIC) or (path.suffix == ".params" and start[8:] != b"{"):
         return Checkpoint(path, "MXNet", mxnet_params.read_params(path))
     if start[8:] == b"{" or path.suffix == ".safetensors":
@@ -109,18 +114,17 @@ def _recorded_sharing(metadata: Mapping[str, str]) -> bool | None:
     return shared if isinstance(shared, bool) else None
 
 
-def _read_pytorch(path: Path, key: str | None) -> Checkpoint:
+def _read_pytorch(path: Path, key: str | None, zipped: bool) -> Checkpoint:
+    if zipped:
+        check_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickle protocols: what matters is an error anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path} is not a plain weights file: {_unpickling_cause(error)}",
-            fix="save only the state dict, best as safetensors; nothing in it was run",
-        ) from None
-    except Exception as error:  # damaged files make the readers below fail in many ways
-        raise WeightsError(f"{path} is not a whole PyTorch weights file ({_first_line(error)})", fix=AGAIN) from None
+        raise refused(path, str(error), (*PLAIN, *EMA)) from None
+    except Exception:  # damaged files make the reader fail in many ways, none of which says what to do
+        raise WeightsError(f"{path} is not a whole PyTorch weights file: it ends too early, or is damaged", fix=AGAIN) from None
     notes: list[str] = []
     if key is not None:
         content = _under(path, content, key)
@@ -130,14 +134,36 @@ def _read_pytorch(path: Path, key: str | None) -> Checkpoint:
             break
         if len(inside) > 1:
             others = ", ".join(inside[1:])
-            notes.append(f"{path.name} holds several copies: {inside[0]} was taken, {others} was not (choose with the key)")
+            notes.append(f"{path.name} holds several copies: {inside[0]} was taken, {others} was not ({CHOOSE})")
         content = content[inside[0]]
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(f"{path} holds {kind_of(content)}, not a state dict", fix="save net.state_dict()")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise WeightsError(f"{path} holds {kind_of(value)} under {name!r}, not a tensor", fix="save net.state_dict() alone")
+            raise _not_tensors(path, content, name)
     return Checkpoint(path, "PyTorch", dict(content), notes=tuple(notes))
+
+
+def _not_tensors(path: Path, content: Mapping[Any, Any], name: object) -> WeightsError:
+    """What to say of a dictionary with more than tensors: where in it the weights may lie."""
+    inside = [key for key, value in content.items() if isinstance(key, str) and _holds_weights(value)][:SHOWN_KEYS]
+    if not inside:
+        said = f"{path} holds {kind_of(content[name])} under {_shown(name)}, not a tensor"
+        return WeightsError(said, fix="save net.state_dict() alone")
+    said = f"{path} holds {kind_of(content[inside[0]])} under {_shown(inside[0])}, not a tensor"
+    which = " or ".join(f"--key {key if key.isidentifier() else _shown(key)}" for key in inside)
+    return WeightsError(said, fix=f"{which} picks it, in Python key={_shown(inside[0])}")
+
+
+def _holds_weights(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not value:
+        return False
+    plain = all(isinstance(name, str) and isinstance(inner, Tensor) for name, inner in value.items())
+    return plain or bool(_wrappers(value))
+
+
+def _shown(name: object) -> str:
+    return repr(name)[:MAX_SHOWN]
 
 
 def _wrappers(content: Any) -> list[str]:
@@ -151,7 +177,7 @@ def _under(path: Path, content: Any, key: str) -> Any:
     if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
         return content[key]
     keys = [name for name, value in content.items() if isinstance(value, Mapping)] if isinstance(content, Mapping) else []
-    known = f"it has {', '.join(map(str, keys[:8]))}" if keys else "leave the key out"
+    known = f"it has {', '.join(str(name)[:MAX_SHOWN] for name in keys[:8])}" if keys else "leave --key out"
     raise WeightsError(f"{path} has no state dict under {key!r}", fix=known)
 
 
@@ -159,17 +185,10 @@ def kind_of(value: Any) -> str:
     """What a value is, for an error."""
     if isinstance(value, Tensor):
         return f"{str(value.layout).removeprefix('torch.')} {str(value.dtype).removeprefix('torch.')}"
-    return f"a {type(value).__name__}"
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}"
 
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:160] if lines else type(error).__name__
-
-
-def _unpickling_cause(error: pickle.UnpicklingError) -> str:
-    """What PyTorch's long message about weights_only says was in the way."""
-    for line in str(error).splitlines():
-        if "WeightsUnpickler error:" in line:
-            return line.split("WeightsUnpickler error:")[1].strip()[:160]
-    return _first_line(error)

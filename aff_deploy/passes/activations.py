@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from aff_deploy.passes.algebra import ONE, add, combine, is_zero, leaf, polynomial_in
+from aff_deploy.passes.algebra import ONE, agree, combine, leaf, polynomial_in, precision
 from aff_deploy.passes.gates import clip_bounds
 from aff_deploy.passes.graph import is_op, producer
 from aff_deploy.passes.linear import Weight, read_weight
@@ -64,7 +64,7 @@ def _read_product(tensor: gs.Tensor) -> Activation | None:
         polynomial = polynomial_in(tensor, {gate.of.name, gate.value.name}, nodes)
         product = tuple(sorted((gate.of.name, gate.value.name)))
         want = {product: gate.share} if gate.name != "Gelu" else {(gate.of.name,): 0.5, product: 0.5}
-        if polynomial is not None and is_zero(add(polynomial, want, -1.0)):
+        if polynomial is not None and agree(polynomial, want, precision(tensor)):
             return Activation(gate.name, gate.of, (*nodes, *gate.nodes))
     return None
 
@@ -99,7 +99,7 @@ def _gate(node: gs.Node) -> _Gate | None:
         return _Gate("Silu", node.inputs[0], node.outputs[0], (node,))
     if is_op(node, "HardSigmoid"):
         slopes = (node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5))
-        fits = math.isclose(slopes[0], 1 / 6, rel_tol=1e-5) and slopes[1] == 0.5
+        fits = math.isclose(slopes[0], 1 / 6, rel_tol=precision(node.inputs[0])) and slopes[1] == 0.5
         return _Gate("HardSwish", node.inputs[0], node.outputs[0], (node,)) if fits else None
     inner = producer(node.inputs[0]) if is_op(node, "Tanh", "Erf", "Clip") else None
     if inner is None:
@@ -107,7 +107,7 @@ def _gate(node: gs.Node) -> _Gate | None:
     if is_op(node, "Clip") and clip_bounds(node) == (0.0, 6.0):
         # t * relu6(t + 3) / 6
         shifted = combine(inner, leaf) or {}
-        t = next((t for t in inner.inputs if is_zero(add(shifted, {(t.name,): 1.0, ONE: 3.0}, -1.0))), None)
+        t = next((t for t in inner.inputs if agree(shifted, {(t.name,): 1.0, ONE: 3.0}, precision(t))), None)
         return None if t is None else _Gate("HardSwish", t, node.outputs[0], (node, inner), 1.0 / 6.0)
     if is_op(node, "Tanh") and is_op(inner, "Softplus"):
         return _Gate("Mish", inner.inputs[0], node.outputs[0], (node, inner))
@@ -115,7 +115,7 @@ def _gate(node: gs.Node) -> _Gate | None:
         for t in inner.inputs:
             factor = combine(inner, leaf)
             # In half precision the constant is as coarse as that.
-            coarse = _RELATIVE.get(str(t.dtype), 1e-5)
+            coarse = _RELATIVE.get(str(t.dtype), precision(t))
             if factor is not None and math.isclose(factor.get((t.name,), 0.0), math.sqrt(0.5), rel_tol=coarse):
                 return _Gate("Gelu", t, node.outputs[0], (node, inner))
     return None

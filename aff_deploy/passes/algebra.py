@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
+from math import isclose
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from aff_deploy.passes.graph import is_op, producer, uniform_value
@@ -60,8 +62,14 @@ def add(p: Polynomial, q: Polynomial, factor: float = 1.0) -> Polynomial:
     """``p + factor * q``."""
     total = dict(p)
     for monomial, coefficient in q.items():
-        total[monomial] = total.get(monomial, 0.0) + factor * coefficient
+        total[monomial] = _sum(total.get(monomial, 0.0), factor * coefficient)
     return {monomial: coefficient for monomial, coefficient in total.items() if coefficient}
+
+
+def _sum(a: float, b: float) -> float:
+    """``a + b``, and nothing at all where they cancel but for the rounding of this arithmetic."""
+    total = a + b
+    return 0.0 if abs(total) <= 2**-50 * max(abs(a), abs(b)) else total
 
 
 def multiply(p: Polynomial, q: Polynomial) -> Polynomial | None:
@@ -70,7 +78,7 @@ def multiply(p: Polynomial, q: Polynomial) -> Polynomial | None:
     for m, a in p.items():
         for n, b in q.items():
             key = tuple(sorted(m + n))
-            product[key] = product.get(key, 0.0) + a * b
+            product[key] = _sum(product.get(key, 0.0), a * b)
     if len(product) > MAX_TERMS or any(len(monomial) > MAX_DEGREE for monomial in product):
         return None
     return {monomial: coefficient for monomial, coefficient in product.items() if coefficient}
@@ -79,20 +87,21 @@ def multiply(p: Polynomial, q: Polynomial) -> Polynomial | None:
 def combine(
     node: gs.Node,
     of: Callable[[gs.Tensor], Polynomial | None],
-    vanishes: Callable[[Polynomial], bool] = lambda p: is_zero(p),
+    vanishes: Callable[[Polynomial], bool] | None = None,
 ) -> Polynomial | None:
     """The polynomial of an arithmetic node's output, given those of its inputs; None if it is none.
 
-    `vanishes` decides whether the difference of a Where's two sides is nothing.
+    `vanishes` decides whether the difference of a Where's two sides is nothing; who gives it must see to
+    the condition, which may broadcast. Without it a Where is not followed.
     """
-    if not is_op(node, *ARITHMETIC):
+    if not is_op(node, *ARITHMETIC) or (node.op == "Where" and vanishes is None):
         return None
     operands = node.inputs[1:] if node.op == "Where" else node.inputs
     terms = [of(tensor) for tensor in operands if not tensor.is_empty()]
     known = [term for term in terms if term is not None]
     if len(known) != len(terms):
         return None
-    if node.op == "Where":
+    if node.op == "Where" and vanishes is not None:
         # Both sides the same function (lerp chooses the better rounded of two forms): either will do.
         return known[0] if vanishes(add(known[0], known[1], -1.0)) else None
     if node.op == "Mul":
@@ -110,9 +119,15 @@ def combine(
     return total if len(total) <= MAX_TERMS else None
 
 
-def is_zero(p: Polynomial) -> bool:
-    """Whether a polynomial is nothing, up to rounding of its constants."""
-    return all(abs(coefficient) <= 1e-6 for coefficient in p.values())
+def precision(tensor: gs.Tensor) -> float:
+    """The relative difference up to which two numbers in arithmetic of `tensor`'s type are one and the same."""
+    return 2**-50 if tensor.dtype == np.float64 else 2**-21
+
+
+def agree(p: Polynomial, q: Polynomial, tolerance: float) -> bool:
+    """Whether two polynomials are the same but for the rounding of their coefficients."""
+    # An additional term, however small its coefficient, may be anything: its tensors may be large.
+    return p.keys() == q.keys() and all(isclose(p[m], q[m], rel_tol=tolerance) for m in p)
 
 
 def substitute(p: Polynomial, name: str, value: Polynomial) -> Polynomial | None:

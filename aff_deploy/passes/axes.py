@@ -8,12 +8,17 @@ merged them, none where its size is 1. An operator that cannot be followed exact
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isclose, prod
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
-from aff_deploy.passes.graph import is_absent, is_op, producer, small_value
+from aff_deploy.ops.operator import Branch
+from aff_deploy.passes.algebra import precision, scalar
+from aff_deploy.passes.graph import is_op, named_axes, producer
+from aff_deploy.passes.shapes import TIMES, Entry, shape_entries
 
 Atoms = tuple[str, ...]
 N, C = "N", "C"
@@ -37,28 +42,33 @@ class Layout:
     spatial: int
     averaged: frozenset[str] = frozenset()
 
-    def _without_ones(self, axes: Iterable[Atoms]) -> tuple[Atoms, ...]:
+    def without_ones(self, axes: Iterable[Atoms]) -> tuple[Atoms, ...]:
         """Axes without the atoms of size 1, which may stand anywhere."""
         return tuple(tuple(atom for atom in axis if atom == C or self.sizes.get(atom) != 1) for axis in axes)
 
     @property
     def channel_axis(self) -> int | None:
         """The axis that is the channels and nothing else."""
-        axes = self._without_ones(self.axes)
+        axes = self.without_ones(self.axes)
         return axes.index((C,)) if (C,) in axes else None
 
     @property
     def is_local(self) -> bool:
         """Whether this is N x C x spatial, nothing averaged."""
         whole = ((N,), (C,), *((str(i),) for i in range(self.spatial)))
-        return not self.averaged and self._without_ones(self.axes) == self._without_ones(whole)
+        return not self.averaged and self.without_ones(self.axes) == self.without_ones(whole)
 
     @property
     def is_global(self) -> bool:
         """Whether this is N x C x 1..., all spatial axes averaged."""
-        kept = {str(i) for i in range(self.spatial)} - self.averaged
         pooled = ((N,), (C,), *[()] * self.spatial)
-        return not self._without_ones([tuple(kept)])[0] and self._without_ones(self.axes) == self._without_ones(pooled)
+        return self.kind == "global" and self.without_ones(self.axes) == self.without_ones(pooled)
+
+    @property
+    def kind(self) -> Branch | None:
+        """Local if nothing is averaged, global if all is, None if some of it is."""
+        kept = {str(i) for i in range(self.spatial)} - self.averaged
+        return "local" if not self.averaged else None if self.without_ones([tuple(kept)])[0] else "global"
 
     def with_channels(self, count: int) -> Layout:
         """The same layout with another number of channels."""
@@ -74,6 +84,19 @@ def layout_of(source: gs.Tensor) -> Layout | None:
     sizes = {atom: dim for atom, dim in zip(atoms, shape, strict=True) if isinstance(dim, int)}
     names = {atom: dim for atom, dim in zip(atoms, shape, strict=True) if isinstance(dim, str)}
     return Layout(tuple((atom,) for atom in atoms), sizes, names, len(shape) - 2)
+
+
+def broadcast(one: Layout, other: Layout) -> Layout | None:
+    """The layout of the sum of two tensors of one source; None if different values would meet."""
+    rank = max(len(one.axes), len(other.axes))
+    axes: list[Atoms] = []
+    for mine, its in zip(*(((),) * (rank - len(layout.axes)) + layout.axes for layout in (one, other)), strict=True):
+        # What is averaged, and what has size one, is spread over whatever the other has there.
+        kept, met = one.without_ones([mine])[0], other.without_ones([its])[0]
+        if kept and met and kept != met:
+            return None
+        axes.append(mine if kept else its)
+    return replace(one, axes=tuple(axes), averaged=one.averaged & other.averaged)
 
 
 def follow(layout: Layout, node: gs.Node) -> Layout | None:
@@ -93,14 +116,16 @@ def follow(layout: Layout, node: gs.Node) -> Layout | None:
     if is_op(node, "Reshape"):
         return _reshape(layout, node)
     if is_op(node, "ReduceMean"):
-        return _average(layout, _axes(node, len(layout.axes)), keep=bool(node.attrs.get("keepdims", 1)))
+        return _reduce_mean(layout, node)
     if is_op(node, "GlobalAveragePool"):
         return _average(layout, range(2, len(layout.axes)), keep=True) if layout.axes[:2] == ((N,), (C,)) else None
     if is_op(node, "AveragePool"):
         return _average_pool(layout, node)
+    if is_op(node, "Div", "Mul"):
+        return _average_of_sum(layout, node)
     if is_op(node, "Expand") and layout.is_global:
-        # Broadcasting early or late is the same; that it is to the right size shows at the output.
-        return layout
+        # Broadcasting early or late is the same, if it is to the source's own size.
+        return layout if _is_own_size(layout, shape_entries(node.inputs[1])) else None
     return None
 
 
@@ -114,28 +139,42 @@ def _merge(axes: Sequence[Atoms]) -> Atoms:
 
 def _axes(node: gs.Node, rank: int) -> list[int] | None:
     """The axes a node names in an attribute or a constant input, made positive; None if it names none."""
-    if "axes" in node.attrs:
-        return [int(axis) % rank for axis in node.attrs["axes"]]
-    value = None if is_absent(node.inputs, 1) else small_value(node.inputs[1])
-    return None if value is None else [int(axis) % rank for axis in value.reshape(-1)]
+    axes = named_axes(node)
+    return None if axes is None else [axis % rank for axis in axes]
 
 
 def _squeeze(layout: Layout, axes: Sequence[int] | None) -> Layout | None:
-    if axes is None or any(layout.axes[axis] for axis in axes):
+    # Naming no axis squeezes every axis of size one, whichever they turn out to be.
+    if not axes or any(layout.axes[axis] for axis in axes):
         return None
     return replace(layout, axes=tuple(atoms for i, atoms in enumerate(layout.axes) if i not in axes))
 
 
 def _unsqueeze(layout: Layout, node: gs.Node) -> Layout | None:
-    named = node.attrs.get("axes")
-    value = small_value(node.inputs[1]) if named is None and not is_absent(node.inputs, 1) else None
-    count = len(named) if named is not None else 0 if value is None else value.size
+    count = len(named_axes(node) or ())
     positions = _axes(node, len(layout.axes) + count) if count else None
     if positions is None:
         return None
     rest = iter(layout.axes)
     rank = len(layout.axes) + count
     return replace(layout, axes=tuple(() if i in positions else next(rest) for i in range(rank)))
+
+
+def _reduce_mean(layout: Layout, node: gs.Node) -> Layout | None:
+    axes = _axes(node, len(layout.axes))
+    if axes == []:
+        # Naming no axis means all of them, unless it is said to mean none.
+        return layout if node.attrs.get("noop_with_empty_axes", 0) else None
+    return _average(layout, axes, keep=bool(node.attrs.get("keepdims", 1)))
+
+
+def _is_own_size(layout: Layout, target: Sequence[Entry] | None) -> bool:
+    """Whether expanding to `target` makes nothing larger than N x C x spatial of the source."""
+    atoms = (N, C, *(str(i) for i in range(layout.spatial)))
+    if target is None or len(target) != len(atoms) or len(layout.axes) != len(atoms):
+        return False
+    own = [layout.sizes.get(atom, (layout.names[atom], 0) if atom in layout.names else None) for atom in atoms]
+    return all(entry in (1, size) for entry, size in zip(target, own, strict=True))
 
 
 def _average(layout: Layout, axes: Sequence[int] | None, *, keep: bool) -> Layout | None:
@@ -146,6 +185,45 @@ def _average(layout: Layout, axes: Sequence[int] | None, *, keep: bool) -> Layou
         return None
     kept = tuple(() if i in axes else axis for i, axis in enumerate(layout.axes) if keep or i not in axes)
     return replace(layout, axes=kept, averaged=layout.averaged | atoms)
+
+
+def sum_behind(node: gs.Node) -> gs.Node | None:
+    """The ReduceSum that a Div or Mul makes an average of, or None."""
+    makers = [producer(tensor) for tensor in (node.inputs[:1] if is_op(node, "Div") else node.inputs)]
+    return next((maker for maker in makers if is_op(maker, "ReduceSum")), None) if is_op(node, "Div", "Mul") else None
+
+
+def _average_of_sum(layout: Layout, node: gs.Node) -> Layout | None:
+    """A sum divided by how many numbers it is of, or multiplied by one over that."""
+    total = sum_behind(node)
+    axes = None if total is None else _axes(total, len(layout.axes))
+    if total is None or not axes:
+        return None
+    averaged = _average(layout, axes, keep=bool(total.attrs.get("keepdims", 1)))
+    count = next((tensor for tensor in node.inputs if producer(tensor) is not total), None)
+    if averaged is None or count is None or count.shape is None or len(count.shape) > len(averaged.axes):
+        return None
+    (atoms,) = layout.without_ones([_merge([layout.axes[axis] for axis in axes])])
+    size = prod(layout.sizes[atom] for atom in atoms) if all(atom in layout.sizes for atom in atoms) else None
+    number = scalar(count)
+    if number is not None:
+        wanted = None if size is None else float(size) if is_op(node, "Div") else 1.0 / size
+        fits = wanted is not None and isclose(number, wanted, rel_tol=precision(node.outputs[0]))
+        return averaged if fits else None
+    return averaged if is_op(node, "Div") and _counts(count, size, [layout.names.get(atom, "") for atom in atoms]) else None
+
+
+def _counts(count: gs.Tensor, size: int | None, names: Sequence[str]) -> bool:
+    """Whether a tensor is the product of dimensions of this size, or of these names, made a float."""
+    cast = producer(count)
+    # In half precision the product would be rounded coarsely, or be infinite.
+    if cast is None or not is_op(cast, "Cast") or count.dtype not in (np.float32, np.float64):
+        return False
+    entries = shape_entries(cast.inputs[0])
+    if entries is None or len(entries) != 1:
+        return False
+    (entry,) = entries
+    return entry == size if isinstance(entry, int) else bool(names) and sorted(entry[0].split(TIMES)) == sorted(names)
 
 
 def _average_pool(layout: Layout, node: gs.Node) -> Layout | None:
@@ -179,7 +257,7 @@ def _reshape(layout: Layout, node: gs.Node) -> Layout | None:
     return replace(layout, axes=tuple(axis for axis in axes if axis is not None))
 
 
-def _take(layout: Layout, dim: int | tuple[str, int], index: int, left: list[str], *, from_end: bool) -> Atoms | None:
+def _take(layout: Layout, dim: Entry, index: int, left: list[str], *, from_end: bool) -> Atoms | None:
     """Take from one end of `left` the atoms that make up one new axis of the given size."""
     if isinstance(dim, tuple) or dim == 0:
         wanted = layout.axes[index] if dim == 0 and index < len(layout.axes) else _named(layout, dim)
@@ -198,76 +276,10 @@ def _take(layout: Layout, dim: int | tuple[str, int], index: int, left: list[str
     return tuple(reversed(taken) if from_end else taken) if size == dim else None
 
 
-def _named(layout: Layout, dim: int | tuple[str, int]) -> Atoms | None:
+def _named(layout: Layout, dim: Entry) -> Atoms | None:
     """The atoms that a dimension computed from another tensor's shape stands for."""
     if not isinstance(dim, tuple):
         return None
     atoms = {name: atom for atom, name in reversed(list(layout.names.items()))}
-    names = dim[0].split(_TIMES)
+    names = dim[0].split(TIMES)
     return tuple(atoms[name] for name in names) if all(name in atoms for name in names) else None
-
-
-_TIMES = "\0"
-"""Between the names of dimensions that are multiplied; a name that a file gives cannot hold it by chance."""
-
-
-def shape_entries(shape: gs.Tensor) -> list[int | tuple[str, int]] | None:
-    """The entries of a computed shape: numbers, and (name, 0) where a dynamic dimension of that name was read.
-
-    None where the shape comes from anything but shapes and numbers.
-    """
-    value = small_value(shape)
-    if value is not None:
-        return [int(dim) for dim in value.reshape(-1)]
-    node = producer(shape)
-    if is_op(node, "Concat") and node is not None:
-        parts = [shape_entries(tensor) for tensor in node.inputs]
-        known = [part for part in parts if part is not None]
-        return [dim for part in known for dim in part] if len(known) == len(parts) else None
-    if is_op(node, "Unsqueeze", "Squeeze", "Reshape", "Cast", "Identity") and node is not None:
-        return shape_entries(node.inputs[0])
-    if is_op(node, "Gather", "Slice") and node is not None:
-        return _picked(node)
-    if is_op(node, "Mul") and node is not None:
-        return _multiplied(*(shape_entries(tensor) for tensor in node.inputs))
-    if not is_op(node, "Shape") or node is None or node.inputs[0].shape is None:
-        return None
-    return list(_shape_dims(node))
-
-
-def _multiplied(
-    ones: list[int | tuple[str, int]] | None, others: list[int | tuple[str, int]] | None
-) -> list[int | tuple[str, int]] | None:
-    """Entry by entry, as in ``view(n, c, h * w)``; a number times a name is a dimension of no name."""
-    if ones is None or others is None or len(ones) != len(others):
-        return None
-    products: list[int | tuple[str, int]] = []
-    for one, other in zip(ones, others, strict=True):
-        if isinstance(one, int) and isinstance(other, int):
-            products.append(one * other)
-        elif isinstance(one, tuple) and isinstance(other, tuple):
-            products.append((f"{one[0]}{_TIMES}{other[0]}", 0))
-        else:
-            products.append(("?", 0))
-    return products
-
-
-def _picked(node: gs.Node) -> list[int | tuple[str, int]] | None:
-    """Entries that Gather or Slice picks from a shape."""
-    dims = shape_entries(node.inputs[0])
-    picks = [small_value(tensor) for tensor in node.inputs[1:]]
-    if dims is None or any(pick is None for pick in picks):
-        return None
-    numbers = [[int(i) for i in pick.reshape(-1)] for pick in picks if pick is not None]
-    if is_op(node, "Gather"):
-        return [dims[i] for i in numbers[0]] if all(-len(dims) <= i < len(dims) for i in numbers[0]) else None
-    begin, end = numbers[0][0], numbers[1][0]
-    step = numbers[3][0] if len(numbers) > 3 else 1
-    return dims[begin:end:step]
-
-
-def _shape_dims(node: gs.Node) -> Iterator[int | tuple[str, int]]:
-    shape = node.inputs[0].shape or ()
-    for dim in shape[node.attrs.get("start", 0) : node.attrs.get("end")]:
-        # A dimension of unknown size and name fits no atom.
-        yield dim if isinstance(dim, int) else (dim or "?", 0)

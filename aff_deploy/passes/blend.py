@@ -12,14 +12,20 @@ from math import isclose
 
 import onnx_graphsurgeon as gs
 
-from aff_deploy.passes.algebra import ARITHMETIC, MAX_NODES, Polynomial, combine, is_zero, leaf, substitute
+from aff_deploy.passes.algebra import ARITHMETIC, MAX_NODES, Polynomial, combine, leaf, precision, substitute
 from aff_deploy.passes.branch import Refused
+from aff_deploy.passes.gates import Gate, Tail
 from aff_deploy.passes.graph import is_op, producer
+from aff_deploy.passes.stacks import STACKING, Stack, Value, stack_nodes, stacked
 
 MAX_LEAVES = 4
 """Tensors other than w that a blend may be made of while its leaves are being taken apart."""
 MAX_EXPANSIONS = 40
 """Ways to take the leaves of one blend apart that are tried."""
+
+
+_CONDITIONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "And", "Or", "Xor", "Not", "Abs", "Sign", "Cast")
+"""Elementwise operators that the condition of a Where may be made of: its value does not count, but its shape does."""
 
 
 @dataclass(frozen=True)
@@ -34,45 +40,73 @@ class Blend:
     scale: float
     output: gs.Tensor
     other: gs.Tensor | None = None
+    stacking: frozenset[int] = frozenset()
+    """Ids of nodes that stack tensors, and take the stacks apart, on the way."""
 
     @property
     def outputs(self) -> tuple[gs.Tensor, ...]:
         return (self.output,) if self.other is None else (self.output, self.other)
 
 
-def read_blends(w: gs.Tensor, of_w: Polynomial, order: Mapping[int, int]) -> list[list[Blend]]:
-    """Every tensor behind w that is a blend or a gate, with all the ways to read it as one.
-
-    The tensor `w` is the polynomial `of_w` of the gate that goes by its name.
+def read_blends(gate: Gate, order: Mapping[int, int]) -> list[list[Blend]]:
+    """Every tensor behind a gate that is a blend or `x w`, with all the ways to read it as one.
 
     Blends come first, the furthest first; then, if there are none, pairs of shares; then gates. The
     ways to read one tensor come the least taken apart first.
     """
-    values: dict[str, Polynomial | None] = {w.name: of_w}
+    w = gate.output
+    values: dict[str, Value | None] = {tail.tensor.name: _value(tail) for tail in gate.tails}
     tensors: dict[str, gs.Tensor] = {}
+    stacking: set[int] = set()
 
-    def value(tensor: gs.Tensor) -> Polynomial | None:
+    def of(tensor: gs.Tensor) -> Value | None:
         tensors[tensor.name] = tensor
+        maker = producer(tensor)
+        if tensor.name not in values and maker is not None and is_op(maker, "Concat"):
+            values[tensor.name] = stacked(maker, of)
+            if values[tensor.name] is None:
+                values[tensor.name] = leaf(tensor)
+            else:
+                stacking.update(id(node) for node in stack_nodes(maker))
         return values.get(tensor.name, leaf(tensor))
+
+    def polynomial_of(tensor: gs.Tensor) -> Polynomial | None:
+        value = of(tensor)
+        return None if isinstance(value, Stack) else value
 
     blends: list[list[Blend]] = []
     shares: list[Blend] = []
-    for node in _arithmetic_cone(w, order):
+    for node in _arithmetic_cone([tail.tensor for tail in gate.tails], order):
         output = node.outputs[0]
+        if output.name in values:
+            continue
         if is_op(node, "Expand"):
             # Of the gate or a part of the blend; that it is to the blend's own shape is checked later.
-            values[output.name] = value(node.inputs[0])
+            values[output.name] = polynomial_of(node.inputs[0])
             continue
-        values[output.name] = polynomial = combine(node, value, lambda p: _vanishes(p, tensors))
-        readings = [] if polynomial is None else _readings(polynomial, w, output, tensors)
+        polynomial = combine(node, polynomial_of, lambda p: _vanishes(p, tensors))
+        value: Value | None = stacked(node, of) if polynomial is None else polynomial
+        values[output.name] = value
+        if value is not None and is_op(node, *STACKING):
+            stacking.update(id(inner) for inner in stack_nodes(node))
+        if value is None or isinstance(value, Stack):
+            continue
+        readings = _readings(value, w, output, tensors)
         if readings:
             blends.append(readings)
-        elif polynomial is not None:
-            shares += _second_shares(polynomial, w, output, tensors)
+        else:
+            shares += _second_shares(value, w, output, tensors)
     # The cone is topological, so the last is the furthest.
     blends.reverse()
     full, gates = [b for b in blends if b[0].y is not None], [b for b in blends if b[0].y is None]
-    return full + ([] if full else _pairs(gates, shares[::-1])) + gates
+    found = full + ([] if full else _pairs(gates, shares[::-1])) + gates
+    return [[replace(blend, stacking=frozenset(stacking)) for blend in ways] for ways in found]
+
+
+def _value(tail: Tail) -> Value:
+    if tail.axis is None:
+        return tail.values[0]
+    return Stack(tail.values, tail.axis, len(tail.tensor.shape or ()))
 
 
 def _pairs(gates: list[list[Blend]], shares: list[Blend]) -> list[list[Blend]]:
@@ -82,7 +116,7 @@ def _pairs(gates: list[list[Blend]], shares: list[Blend]) -> list[list[Blend]]:
         for readings in gates
         for gate in readings
         for share in shares
-        if isclose(gate.scale, share.scale, rel_tol=1e-6) and gate.x is not share.y
+        if isclose(gate.scale, share.scale, rel_tol=precision(gate.x)) and gate.x is not share.y
     ]
     return [pairs] if pairs else []
 
@@ -96,17 +130,17 @@ def _second_shares(
         if len(names) == 1 and len(expanded) == 2:
             (y,) = names
             scale, weighted = expanded.get((y,), 0.0), expanded.get(tuple(sorted((y, w.name))), 0.0)
-            if scale and isclose(-weighted, scale, rel_tol=1e-6):
+            if scale and isclose(-weighted, scale, rel_tol=precision(w)):
                 yield Blend(known[y], known[y], scale, output)
 
 
-def _arithmetic_cone(w: gs.Tensor, order: Mapping[int, int]) -> list[gs.Node]:
-    """Arithmetic nodes that depend on w through arithmetic alone, in topological order."""
+def _arithmetic_cone(starts: Sequence[gs.Tensor], order: Mapping[int, int]) -> list[gs.Node]:
+    """Arithmetic nodes that depend on w through arithmetic, stacks included, alone, in topological order."""
     found: dict[int, gs.Node] = {}
-    frontier = [w]
+    frontier = list(starts)
     while frontier and len(found) < MAX_NODES:
         for node in frontier.pop(0).outputs:
-            if is_op(node, *ARITHMETIC, "Expand") and id(node) in order and id(node) not in found:
+            if is_op(node, *ARITHMETIC, *STACKING, "Expand") and id(node) in order and id(node) not in found:
                 found[id(node)] = node
                 frontier.append(node.outputs[0])
     return sorted(found.values(), key=lambda node: order[id(node)])
@@ -131,14 +165,14 @@ def _expansions(
 
 def _vanishes(difference: Polynomial, tensors: Mapping[str, gs.Tensor]) -> bool:
     """Whether the two sides of a Where are the same function, once their leaves are taken apart."""
-    return any(is_zero(expanded) for expanded, _ in _expansions(difference, tensors))
+    return any(not expanded for expanded, _ in _expansions(difference, tensors))
 
 
 def _readings(polynomial: Polynomial, w: gs.Tensor, output: gs.Tensor, tensors: Mapping[str, gs.Tensor]) -> list[Blend]:
     """Every way to read `polynomial` as a blend, or, if there is none, as a gate."""
     found: list[Blend] = []
     for expanded, known in _expansions(polynomial, tensors, keep=w.name):
-        roles = _roles(expanded, w.name)
+        roles = _roles(expanded, w.name, precision(w))
         if roles is not None:
             x, y, scale = roles
             found.append(Blend(known[x], None if y is None else known[y], scale, output))
@@ -155,7 +189,7 @@ def _take_apart(polynomial: Polynomial, tensor: gs.Tensor, tensors: dict[str, gs
     return substitute(polynomial, tensor.name, value)
 
 
-def _roles(polynomial: Polynomial, w: str) -> tuple[str, str | None, float] | None:
+def _roles(polynomial: Polynomial, w: str, tolerance: float) -> tuple[str, str | None, float] | None:
     """x, y and s if the polynomial is ``s (x w + y (1 - w))`` or ``s x w``."""
     free: dict[str, float] = {}
     weighted: dict[str, float] = {}
@@ -171,33 +205,40 @@ def _roles(polynomial: Polynomial, w: str) -> tuple[str, str | None, float] | No
         return None
     ((y, scale),) = free.items()
     others = [name for name in weighted if name != y]
-    if len(others) != 1 or not isclose(-weighted[y], scale, rel_tol=1e-6):
+    if len(others) != 1 or not isclose(-weighted[y], scale, rel_tol=tolerance):
         return None
     (x,) = others
-    if not isclose(weighted[x], scale, rel_tol=1e-6):
+    if not isclose(weighted[x], scale, rel_tol=tolerance):
         return None
     return x, y, scale
 
 
-def nodes_between(blend: Blend, w: gs.Tensor) -> tuple[gs.Node, ...]:
-    """Nodes from the blend's output back to x, y and w; constants and their makers included.
+def nodes_between(blend: Blend, gate: Gate) -> tuple[tuple[gs.Node, ...], tuple[Tail, ...]]:
+    """Nodes from the blend's output back to x, y and w, constants and their makers included, and the tails it reads.
 
     Raises:
         Refused: the output also depends on something else.
     """
-    ends = {tensor.name for tensor in (blend.x, blend.y, w) if tensor is not None}
+    tails = {tail.tensor.name: tail for tail in gate.tails}
+    ends = {tensor.name for tensor in (blend.x, blend.y) if tensor is not None}
     nodes: dict[int, gs.Node] = {}
+    read: dict[str, Tail] = {}
     stack = list(blend.outputs)
     while stack:
         tensor = stack.pop()
         node = producer(tensor)
+        if tensor.name in tails and id(node) not in blend.stacking:
+            read[tensor.name] = tails[tensor.name]
+            continue
         if tensor.name in ends or isinstance(tensor, gs.Constant) or (node is not None and id(node) in nodes):
             continue
         if node is None or len(nodes) > MAX_NODES:
             raise Refused(f"the blend also depends on {tensor.name!r}")
+        if not is_op(node, *ARITHMETIC, *_CONDITIONS, "ConstantOfShape", "Expand") and id(node) not in blend.stacking:
+            raise Refused(f"a condition in the blend is computed by {node.op}, which may broadcast the blend")
         nodes[id(node)] = node
         stack.extend(tensor for tensor in _operands(node) if not tensor.is_empty())
-    return tuple(nodes.values())
+    return tuple(nodes.values()), tuple(read.values())
 
 
 def _operands(node: gs.Node) -> list[gs.Tensor]:
@@ -206,10 +247,10 @@ def _operands(node: gs.Node) -> list[gs.Tensor]:
     return list(node.inputs[: int(is_op(node, "Expand"))] if spread else node.inputs)
 
 
-def without_gate(nodes: Iterable[gs.Node], w: gs.Tensor) -> frozenset[int]:
+def without_gate(nodes: Iterable[gs.Node], gate: Gate) -> frozenset[int]:
     """Ids of those of a blend's nodes that do not depend on w, as ``x - y``: others may read what they make."""
     ordered = list(nodes)
-    of_gate = {w.name}
+    of_gate = {tail.tensor.name for tail in gate.tails}
     for _ in ordered:
         of_gate |= {node.outputs[0].name for node in ordered if any(t.name in of_gate for t in node.inputs)}
     return frozenset(id(node) for node in ordered if node.outputs[0].name not in of_gate)

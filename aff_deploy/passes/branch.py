@@ -16,9 +16,9 @@ import onnx_graphsurgeon as gs
 
 from aff_deploy.ops.operator import Branch as Kind
 from aff_deploy.passes.activations import Activation, read_activation
-from aff_deploy.passes.axes import AVERAGES, MOVERS, Layout, follow, layout_of
+from aff_deploy.passes.axes import AVERAGES, MOVERS, Layout, follow, layout_of, sum_behind
 from aff_deploy.passes.fold_batchnorm import read_batchnorm
-from aff_deploy.passes.graph import is_op, producer
+from aff_deploy.passes.graph import described, is_absent, is_op, producer
 from aff_deploy.passes.linear import LINEAR, Linear, Weight, follow_linear, follows_channels, read_affine, read_linear
 
 
@@ -27,31 +27,35 @@ class Refused(Exception):
 
     Attributes:
         near: whether the candidate looked enough like a fusion that its owner should hear of it.
+        foreign: whether nothing about its logits looked like attention.
     """
 
-    def __init__(self, reason: str, *, near: bool = True) -> None:
+    def __init__(self, reason: str, *, near: bool = True, foreign: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.near = near
+        self.foreign = foreign
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One way to read a branch, and the nodes it consists of."""
+    """One way to read a branch, how its values lie at its end, and the nodes it consists of."""
 
     kind: Kind
     source: gs.Tensor
     first: Linear
     second: Linear
     activation: Activation
+    layout: Layout
     nodes: tuple[gs.Node, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
 class _Move:
-    """An operator that moves or averages values."""
+    """An operator that moves or averages values; a sum that is divided is two."""
 
     node: gs.Node
+    inner: gs.Node | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ def read_branch(end: gs.Tensor) -> tuple[Branch, ...]:
     if first.channels_out != second.channels_in:
         raise Refused(f"the linear maps of a branch disagree: {first.channels_out} and {second.channels_in} channels")
     found = tuple(_readings(tensor, steps, first, second, activation))
+    if not found and layout_of(tensor) is None:
+        raise Refused(f"the rank or the number of channels of {tensor.name!r}, which a branch reads, is not known", near=False)
     if not found:
         raise Refused(f"a branch that ends in {end.name!r} mixes axes as no 1x1 convolution does", near=False)
     return found
@@ -95,18 +101,27 @@ def _readings(tensor: gs.Tensor, steps: list[_Step], first: Linear, second: Line
     steps = list(steps)
     while True:
         layout = _follow_all(layout_of(tensor), steps)
-        if layout is not None and (layout.is_local or layout.is_global):
+        if layout is not None and layout.kind is not None:
             nodes = tuple(node for step in steps for node in _nodes_of(step))
-            yield Branch("local" if layout.is_local else "global", tensor, first, second, activation, nodes)
+            yield Branch(layout.kind, tensor, first, second, activation, layout, nodes)
         node = producer(tensor)
-        if node is None or not is_op(node, *MOVERS, *AVERAGES) or isinstance(node.inputs[0], gs.Constant):
+        total = None if node is None else sum_behind(node)
+        last = node if total is None else total
+        if (
+            node is None
+            or last is None
+            or not (total or is_op(node, *MOVERS, *AVERAGES))
+            or isinstance(last.inputs[0], gs.Constant)
+        ):
             return
-        steps.append(_Move(node))
-        tensor = node.inputs[0]
+        steps.append(_Move(node, total))
+        tensor = last.inputs[0]
 
 
 def _nodes_of(step: _Step) -> tuple[gs.Node, ...]:
-    return step.nodes if isinstance(step, Activation) else (step.node,)
+    if isinstance(step, Activation):
+        return step.nodes
+    return (step.node, step.inner) if isinstance(step, _Move) and step.inner is not None else (step.node,)
 
 
 def _follow_all(layout: Layout | None, steps: list[_Step]) -> Layout | None:
@@ -152,10 +167,10 @@ def _back_to_linear(tensor: gs.Tensor, steps: list[_Step], which: str) -> tuple[
     if is_op(node, "BatchNormalization"):
         raise _unfolded(node)
     if not is_op(node, *LINEAR):
-        raise Refused(f"a branch has {_name(node)} where its {which} 1x1 convolution should be", near=False)
+        raise Refused(f"a branch has {described(node)} where its {which} 1x1 convolution should be", near=False)
     read = read_linear(node)
     if isinstance(read, str):
-        raise Refused(f"{_name(node)} in a branch does not fit: {read}")
+        raise Refused(f"{described(node)} in a branch does not fit: {read}")
     linear, before = read
     linear = linear.with_affine(affine)
     steps.append(linear)
@@ -176,12 +191,12 @@ def _read_affine(node: gs.Node) -> tuple[list[tuple[str, Weight]], gs.Tensor] | 
     return [("Mul", scale), ("Add", shift)], node.inputs[0]
 
 
-def _name(node: gs.Node) -> str:
-    return f"{node.op} {node.name!r}" if node.name else str(node.op)
-
-
 def _unfolded(node: gs.Node) -> Refused:
-    return Refused(f"{_name(node)} in a branch could not be folded: its input has other readers, or it is in training mode")
+    if node.attrs.get("training_mode", 0) or any(not is_absent(node.outputs, i) for i in range(1, len(node.outputs))):
+        return Refused(f"{described(node)} in a branch is in training mode; export the network in eval mode")
+    if not all(isinstance(tensor, gs.Constant) for tensor in node.inputs[1:5]):
+        return Refused(f"the statistics or weights of {described(node)} in a branch are computed, not constant")
+    return Refused(f"{described(node)} in a branch could not be folded: its input has other readers")
 
 
 def _no_activation(tensor: gs.Tensor) -> Refused:
@@ -190,4 +205,4 @@ def _no_activation(tensor: gs.Tensor) -> Refused:
         return Refused(f"a branch has no activation before {tensor.name!r}", near=False)
     if is_op(node, "BatchNormalization"):
         return _unfolded(node)
-    return Refused(f"the activation {_name(node)} in a branch is not supported", near=False)
+    return Refused(f"the activation {described(node)} in a branch is not supported", near=False)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -21,12 +21,17 @@ import onnx_graphsurgeon as gs
 from aff_deploy.ops import DOMAIN, TAKES_ALPHA, Variant
 from aff_deploy.passes.branch import Branch
 from aff_deploy.passes.elsewhere import find_rewritten
+from aff_deploy.passes.forms import Vector
 from aff_deploy.passes.graph import Array, fresh_name, is_op
 from aff_deploy.passes.linear import Linear
 from aff_deploy.passes.logits import Term
 from aff_deploy.passes.match import Site, find_sites
+from aff_deploy.passes.private import twin_in_size
 
 PLUGIN_VERSION = "1"
+
+# Linear maps of the same values, each with its factor.
+_Parts: TypeAlias = "tuple[tuple[Linear, Vector], ...]"
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,8 @@ def _replace(graph: gs.Graph, site: Site, weights: _Weights, name: str) -> None:
     activation = site.terms[0].branch.activation
     variant = Variant(site.context, site.y is not None, branches, activation.name, site.gate.name, split=len(site.outputs) > 1)
     tensors = [site.x] + ([] if site.y is None else [site.y]) + ([site.a] if site.context == "explicit" else [])
-    for i, term in enumerate(site.terms):
-        tensors += weights.of(term, site, shift=site.logit_shift if i == 0 else 0.0)
+    for term in site.terms:
+        tensors += weights.of(term, site)
     attributes = {
         "site": name,
         "context": _context_word(site),
@@ -105,7 +110,9 @@ def _replace(graph: gs.Graph, site: Site, weights: _Weights, name: str) -> None:
         for tensor in node.outputs:
             own = any(tensor is output for output in site.outputs)
             for shape in [reader for reader in tensor.outputs if is_op(reader, "Shape") and not own]:
-                shape.inputs = [site.x]
+                twin = twin_in_size(tensor, shape, site.inputs)
+                # Without one it serves the inside alone, and goes with it.
+                shape.inputs = shape.inputs if twin is None else [twin]
     for output in site.outputs:
         output.inputs.clear()
     graph.nodes.append(gs.Node(variant.op_type, name, attributes, tensors, list(site.outputs), domain=DOMAIN))
@@ -127,30 +134,44 @@ class _Weights:
     taken: set[str]
     made: dict[tuple[object, ...], gs.Constant]
 
-    def of(self, term: Term, site: Site, *, shift: float) -> list[gs.Tensor]:
+    def of(self, term: Term, site: Site) -> list[gs.Tensor]:
         """w1, b1, w2, b2 and, for PRelu, the slopes of a branch."""
         branch = term.branch
-        made = [*self._linear(branch.first, site, site.context_factor, 1.0, 0.0)]
-        factor = term.factor * site.logit_factor
-        made += self._linear(branch.second, site, factor, factor, shift)
+        first = ((branch.first, site.context_factor),)
+        made = [self._matrix(first, site), self._bias(((branch.first, 1.0),), site, 0.0)]
+        second = ((branch.second, term.factor), *term.more)
+        made += [self._matrix(second, site), self._bias(second, site, term.shift)]
         if branch.activation.slope is not None:
             made.append(self._slope(branch, site))
         return made
 
-    def _linear(self, linear: Linear, site: Site, factor: float, bias_factor: float, shift: float) -> list[gs.Tensor]:
-        matrix, bias = linear.constant_weight, linear.constant_bias
-        dtype = site.x.dtype
+    def _matrix(self, parts: _Parts, site: Site) -> gs.Tensor:
+        """The sum of the parts' matrices with their factors, as a convolution has it."""
+        ((linear, factor), *more) = parts
+        matrix, dtype = linear.constant_weight, site.x.dtype
         shape = (linear.channels_out, linear.channels_in, *[1] * (len(site.x.shape) - 2))
-        if factor != 1.0 or matrix is None or matrix.dtype != dtype or tuple(matrix.shape) != shape:
-            key = (linear.key, "w", factor, len(shape), str(dtype))
-            matrix = self._make(
-                key, linear.weight.constant.name, dtype, lambda: (linear.matrix_and_bias()[0] * factor).reshape(shape)
-            )
-        if bias_factor != 1.0 or shift != 0.0 or bias is None or bias.dtype != dtype:
-            name = f"{linear.weight.constant.name}_bias" if linear.bias is None else linear.bias.constant.name
-            bias_key = (linear.key, "b", bias_factor, shift, str(dtype))
-            bias = self._make(bias_key, name, dtype, lambda: linear.matrix_and_bias()[1] * bias_factor + shift)
-        return [matrix, bias]
+        kept = matrix is not None and matrix.dtype == dtype and tuple(matrix.shape) == shape
+        if matrix is not None and kept and not more and np.all(factor == 1.0):
+            return matrix
+        key = (_key(parts), "w", len(shape), str(dtype))
+        return self._make(
+            key,
+            linear.weight.constant.name,
+            dtype,
+            lambda: np.sum([part.matrix_and_bias()[0] * np.reshape(by, (-1, 1)) for part, by in parts], axis=0).reshape(shape),
+        )
+
+    def _bias(self, parts: _Parts, site: Site, shift: Vector) -> gs.Tensor:
+        """Likewise the biases, and the shift."""
+        ((linear, factor), *more) = parts
+        bias, dtype = linear.constant_bias, site.x.dtype
+        if bias is not None and bias.dtype == dtype and not more and np.all(factor == 1.0) and not np.any(shift):
+            return bias
+        name = f"{linear.weight.constant.name}_bias" if linear.bias is None else linear.bias.constant.name
+        key = (_key(parts), "b", np.asarray(shift).tobytes(), str(dtype))
+        return self._make(
+            key, name, dtype, lambda: np.sum([part.matrix_and_bias()[1] * by for part, by in parts], axis=0) + shift
+        )
 
     def _slope(self, branch: Branch, site: Site) -> gs.Tensor:
         slope = branch.activation.slope
@@ -165,3 +186,7 @@ class _Weights:
         if key not in self.made:
             self.made[key] = gs.Constant(fresh_name(name, self.taken), np.ascontiguousarray(values().astype(dtype)))
         return self.made[key]
+
+
+def _key(parts: _Parts) -> tuple[object, ...]:
+    return tuple((linear.key, np.asarray(factor, dtype=np.float64).tobytes()) for linear, factor in parts)

@@ -27,6 +27,13 @@ def producer(tensor: gs.Tensor) -> gs.Node | None:
     return tensor.inputs[0] if tensor.inputs else None
 
 
+def described(node: gs.Node) -> str:
+    """A node as its owner may find it: by its name or, where it has none, by what it makes."""
+    return (
+        f"{node.op} {node.name!r}" if node.name else f"{node.op} of {node.outputs[0].name!r}" if node.outputs else str(node.op)
+    )
+
+
 def is_absent(tensors: Sequence[gs.Tensor], index: int) -> bool:
     """Whether an optional input or output is not given."""
     return index >= len(tensors) or tensors[index].is_empty()
@@ -52,6 +59,14 @@ def small_value(tensor: gs.Tensor, limit: int = 4096) -> Array | None:
     if not isinstance(tensor, gs.Constant) or tensor.shape is None or math.prod(tensor.shape) > limit:
         return None
     return np.asarray(tensor.values)
+
+
+def named_axes(node: gs.Node) -> list[int] | None:
+    """The axes a node names in an attribute or a constant input; None if it names none."""
+    if "axes" in node.attrs:
+        return [int(axis) for axis in node.attrs["axes"]]
+    value = None if is_absent(node.inputs, 1) else small_value(node.inputs[1])
+    return None if value is None else [int(axis) for axis in value.reshape(-1)]
 
 
 def uniform_value(tensor: gs.Tensor) -> float | None:

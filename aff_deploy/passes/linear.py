@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from aff_deploy.passes.axes import Layout
 from aff_deploy.passes.graph import Array, is_absent, is_op, producer
@@ -29,16 +29,27 @@ class _Dequantize:
         return np.asarray((quantised - zero) * np.asarray(self.scale.values).astype(np.float64).reshape(shape))
 
 
+@dataclass(frozen=True)
+class _Round:
+    """To the nearest number of a floating type."""
+
+    elem_type: int
+
+    def __call__(self, values: Array) -> Array:
+        with np.errstate(over="ignore"):
+            return values.astype(helper.tensor_dtype_to_np_dtype(self.elem_type)).astype(np.float64)
+
+
 _KEEPS_VALUES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 """Types to which a Cast changes a weight by rounding alone."""
 
-# What stands between a constant and its use: a transposition's order, or a dequantisation.
-_Step: TypeAlias = "tuple[int, ...] | _Dequantize"
+# What stands between a constant and its use: a transposition's order, a dequantisation, or a rounding.
+_Step: TypeAlias = "tuple[int, ...] | _Dequantize | _Round"
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A constant, perhaps behind Identity, Cast, Transpose or DequantizeLinear; `steps` are the latter two, nearest first."""
+    """A constant, perhaps behind Identity, Cast, Transpose or DequantizeLinear; `steps` are the latter three, nearest first."""
 
     constant: gs.Constant
     steps: tuple[_Step, ...] = ()
@@ -59,7 +70,7 @@ class Weight:
 
     @property
     def key(self) -> tuple[object, ...]:
-        return (id(self.constant), tuple(step if isinstance(step, tuple) else id(step.scale) for step in self.steps))
+        return (id(self.constant), tuple(id(step.scale) if isinstance(step, _Dequantize) else step for step in self.steps))
 
 
 def read_weight(tensor: gs.Tensor) -> Weight | None:
@@ -69,8 +80,10 @@ def read_weight(tensor: gs.Tensor) -> Weight | None:
         node = producer(tensor)
         if node is None or not is_op(node, "Identity", "Transpose", "Cast", "DequantizeLinear"):
             return None
-        if is_op(node, "Cast") and node.attrs["to"] not in _KEEPS_VALUES:
-            return None
+        if is_op(node, "Cast"):
+            if node.attrs["to"] not in _KEEPS_VALUES:
+                return None
+            steps.append(_Round(node.attrs["to"]))
         if is_op(node, "Transpose"):
             rank = len(tensor.shape) if tensor.shape is not None else 2
             steps.append(tuple(node.attrs.get("perm") or range(rank - 1, -1, -1)))
@@ -80,7 +93,10 @@ def read_weight(tensor: gs.Tensor) -> Weight | None:
                 return None
             steps.append(dequantize)
         tensor = node.inputs[0]
-    return Weight(tensor, tuple(reversed(steps)))
+    steps.reverse()
+    dequantized = next((i for i, step in enumerate(steps) if isinstance(step, _Dequantize)), len(steps))
+    # A product of its own rounding, rounded again: not to be repeated to the bit.
+    return None if any(isinstance(step, _Round) for step in steps[dequantized:]) else Weight(tensor, tuple(steps))
 
 
 def _read_dequantize(node: gs.Node) -> _Dequantize | None:
@@ -175,12 +191,14 @@ def read_linear(node: gs.Node) -> tuple[Linear, gs.Tensor] | str:
         right, left = read_weight(node.inputs[1]), read_weight(node.inputs[0])
         weight = right or left
         if weight is None or any(dim != 1 for dim in weight.shape[:-2]) or len(weight.shape) < 2:
-            return "its weights are computed, not constant"
+            return _not_constant(node.inputs[1])
         return Linear(node, weight, None, stored_in_out=right is not None), node.inputs[0 if right is not None else 1]
     weight = read_weight(node.inputs[1])
     bias = None if is_absent(node.inputs, 2) else read_weight(node.inputs[2])
-    if weight is None or (bias is None and not is_absent(node.inputs, 2)):
-        return "its weights are computed, not constant"
+    if weight is None:
+        return _not_constant(node.inputs[1])
+    if bias is None and not is_absent(node.inputs, 2):
+        return _not_constant(node.inputs[2])
     if is_op(node, "Gemm"):
         if node.attrs.get("transA", 0) or (bias is not None and any(dim != 1 for dim in bias.shape[:-1])):
             return "it is not a plain linear layer"
@@ -198,6 +216,14 @@ def read_linear(node: gs.Node) -> tuple[Linear, gs.Tensor] | str:
     return Linear(node, weight, bias), node.inputs[0]
 
 
+def _not_constant(tensor: gs.Tensor) -> str:
+    while is_op(producer(tensor), "Identity", "Cast", "Transpose"):
+        tensor = tensor.inputs[0].inputs[0]
+    if producer(tensor) is None and not isinstance(tensor, gs.Constant):
+        return f"its weight {tensor.name!r} is an input of the model, which a caller may override; take it off the inputs"
+    return "its weights are computed, not constant"
+
+
 def follow_linear(layout: Layout, linear: Linear) -> Layout | None:
     """The layout behind a linear operator, given the one before it; None if it mixes other axes."""
     axis, rank = layout.channel_axis, len(layout.axes)
@@ -208,7 +234,8 @@ def follow_linear(layout: Layout, linear: Linear) -> Layout | None:
     elif is_op(linear.node, "Gemm"):
         fits = axis == 1 and rank == 2
     else:
-        fits = axis == (rank - 1 if linear.stored_in_out else rank - 2)
+        # A weight of more axes would give the product as many.
+        fits = axis == (rank - 1 if linear.stored_in_out else rank - 2) and len(linear.weight.shape) <= rank
     return layout.with_channels(linear.channels_out) if fits else None
 
 

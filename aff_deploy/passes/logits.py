@@ -1,121 +1,194 @@
-"""Backwards from a gate: its logits as a sum of branches."""
+"""Backwards from a gate: its logits as a sum of branches.
+
+The logits are ``sum of (factor * branch) + shift``, the factors and the shift being numbers or vectors over
+the channels, whatever order the values are in on the way: every step is followed in the layout that the
+values have there. Whatever else goes in is refused, even where it cancels.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
+from typing import TypeAlias
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
-from aff_deploy.passes.algebra import ARITHMETIC, MAX_NODES, ONE, Polynomial, combine, leaf, scalar
+from aff_deploy.passes.algebra import MAX_NODES, scalar
+from aff_deploy.passes.axes import MOVERS, Layout, broadcast
 from aff_deploy.passes.branch import Branch, Refused, read_branch
+from aff_deploy.passes.fold_batchnorm import read_batchnorm
+from aff_deploy.passes.forms import Form, Vector, combined
 from aff_deploy.passes.graph import is_op, producer
-from aff_deploy.passes.linear import read_affine
+from aff_deploy.passes.linear import Linear, read_weight
+
+MAX_BRANCHES = 4
+"""Beyond two, some must differ in their second linear map alone."""
+
+# The logits as tensors with a factor in front of each: a softmax over two is a sigmoid of their difference.
+Difference: TypeAlias = "Sequence[tuple[gs.Tensor, float]]"
 
 
 @dataclass(frozen=True)
 class Term:
-    """A branch in the logits, with the factor in front of it."""
+    """A branch in the logits, what it is multiplied by and what is added: numbers, or vectors over the channels."""
 
     branch: Branch
-    factor: float
+    factor: Vector
+    shift: Vector = 0.0
+    more: tuple[tuple[Linear, Vector], ...] = ()
+    """Other linear maps, with their factors, of the same values as the branch's second."""
 
 
 @dataclass(frozen=True)
 class Logits:
-    """Branches of one source with their factors, local first, a constant shift, and the nodes that add them up."""
+    """Branches of one source, local first, the layout of their sum, and the nodes that add them up."""
 
     terms: tuple[Term, ...]
-    shift: float
-    nodes: tuple[gs.Node, ...]
+    layout: Layout
+    nodes: tuple[gs.Node, ...] = field(repr=False)
 
 
-def read_logits(z: gs.Tensor) -> list[Logits]:
-    """Every way to read `z` as a sum of one local and one global branch, or one of them.
+def read_logits(parts: Difference) -> list[Logits]:
+    """Every way to read the sum of `parts` as one local and one global branch, or one of them.
 
     Raises:
         Refused: there is none, and why.
     """
-    expanded = _expand_sum(z, {})
-    polynomial, tensors, nodes = expanded.polynomial, expanded.tensors, tuple(expanded.nodes.values())
-    many = next((monomial for monomial in polynomial if len(monomial) > 1), None)
-    if many is not None:
-        near = any(not isinstance(_branches_or_reason(tensors[name]), Refused) for name in many)
-        raise Refused("the branches are multiplied; the operator adds them", near=near)
-    found = {name[0]: factor for name, factor in polynomial.items() if name != ONE}
-    read = [_branches_or_reason(tensors[name]) for name in found]
-    good = [branches for branches in read if not isinstance(branches, Refused)]
-    bad = [refusal for refusal in read if isinstance(refusal, Refused)]
+    leaves: dict[str, gs.Tensor] = {}
+    nodes: dict[int, gs.Node] = {}
+    for tensor, _ in parts:
+        if _spread(tensor) is None:
+            _collect(tensor, leaves, nodes)
+    read = {name: _branches_or_reason(tensor) for name, tensor in leaves.items()}
+    good = {name: branches for name, branches in read.items() if not isinstance(branches, Refused)}
+    bad = [refusal for refusal in read.values() if isinstance(refusal, Refused)]
     if bad or not good:
+        reason = next((r for r in bad if r.near), bad[0]) if bad else Refused("the logits are constant")
         # A gate with no branch at all is somebody else's sigmoid.
-        raise Refused(bad[0].reason if bad else "the logits are constant", near=bool(good))
-    if len(good) > 2:
+        raise Refused(reason.reason, near=bool(good) or _is_product(reason), foreign=reason.foreign and not good)
+    if len(good) > MAX_BRANCHES:
         raise Refused(f"the logits are a sum of {len(good)} branches; the operator has one local and one global")
-    combinations = [[Term(b, f) for b, f in zip(chosen, found.values(), strict=True)] for chosen in product(*good)]
-    reasons = [_disagreement([term.branch for term in terms]) for terms in combinations]
-    fitting = [terms for terms, reason in zip(combinations, reasons, strict=True) if not reason]
-    if not fitting:
+    found: list[Logits] = []
+    refused: list[Refused] = []
+    for chosen in product(*good.values()):
+        try:
+            found.append(_read(parts, dict(zip(good, chosen, strict=True)), tuple(nodes.values())))
+        except Refused as refusal:
+            refused.append(refusal)
+    if not found:
         # The last combination has the farthest sources, and with them the fewest differences.
-        raise Refused(reasons[-1])
-    shift = polynomial.get(ONE, 0.0)
-    return [Logits(tuple(sorted(t, key=lambda term: term.branch.kind, reverse=True)), shift, nodes) for t in fitting]
+        raise refused[-1]
+    return found
 
 
-@dataclass(frozen=True)
-class _Sum:
-    """A tensor as a polynomial, the nodes that make it so, and the tensors it is made of, by name."""
+def _read(parts: Difference, chosen: Mapping[str, Branch], nodes: tuple[gs.Node, ...]) -> Logits:
+    """The logits, each leaf being the branch that was chosen for it."""
+    groups = _groups(chosen)
+    if len(groups) > 2:
+        raise Refused(f"the logits are a sum of {len(groups)} branches; the operator has one local and one global")
+    reason = _disagreement([chosen[group[0]] for group in groups])
+    if reason:
+        raise Refused(reason)
+    if len({branch.second.channels_out for branch in chosen.values()}) > 1:
+        raise Refused("the branches have different numbers of output channels")
+    known = {name: Form(branch.layout, {name: 1.0}) for name, branch in chosen.items()}
+    total: Form | None = None
+    # Of several parts each has the shape of the others: a number spread over it makes nothing larger.
+    shift = sum((_spread(tensor) or 0.0) * factor for tensor, factor in parts)
+    for tensor, factor in parts:
+        if _spread(tensor) is not None:
+            continue
+        form = combined(tensor, known).times(factor)
+        layout = form.layout if total is None else broadcast(total.layout, form.layout)
+        if layout is None:
+            raise Refused(f"the logits {tensor.name!r} do not lie as those that they are compared with", near=False)
+        total = form if total is None else total.plus(form, layout)
+    assert total is not None
+    lost = next((name for name in chosen if not np.any(total.factors.get(name, 0.0))), None)
+    if lost is not None:
+        # It may hold NaN: then t - t is not nothing.
+        raise Refused(f"{lost!r} cancels out of the logits, but not where it is NaN or infinite")
+    terms: list[Term] = []
+    for name, *others in sorted(groups, key=lambda group: chosen[group[0]].kind, reverse=True):
+        more = tuple((chosen[other].second, total.factors[other]) for other in others)
+        terms.append(Term(chosen[name], total.factors[name], 0.0 if terms else total.shift + shift, more))
+    inner = tuple(node for branch in chosen.values() for node in branch.nodes)
+    return Logits(tuple(terms), total.layout, (*nodes, *inner))
 
-    polynomial: Polynomial
-    nodes: Mapping[int, gs.Node]
-    tensors: Mapping[str, gs.Tensor]
+
+def _groups(chosen: Mapping[str, Branch]) -> list[list[str]]:
+    """The branches' names, those together that differ in the second linear map alone."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, branch in chosen.items():
+        activation = branch.activation
+        slope = None if activation.slope is None else activation.slope.key
+        key = (branch.kind, id(branch.source), branch.first.key, activation.name, activation.alpha, slope)
+        groups.setdefault(key, []).append(name)
+    return list(groups.values())
 
 
-def _expand_sum(tensor: gs.Tensor, known: dict[str, _Sum], depth: int = 0) -> _Sum:
-    """`tensor` expanded through arithmetic down to what arithmetic, or a bias added to it, does not make.
+def _collect(tensor: gs.Tensor, leaves: dict[str, gs.Tensor], nodes: dict[int, gs.Node]) -> None:
+    """The tensors that `tensor` is a sum of, through numbers, vectors and movers, and the nodes between."""
+    stack = [tensor]
+    while stack:
+        tensor = stack.pop()
+        node = producer(tensor)
+        operands = None if node is None or len(nodes) >= MAX_NODES else _summands(node)
+        if node is None or operands is None:
+            leaves[tensor.name] = tensor
+        elif id(node) not in nodes:
+            nodes[id(node)] = node
+            stack.extend(reversed(operands))
 
-    `known` keeps what has been expanded: in a chain of ``t + t`` there are exponentially many ways to
-    the same tensor.
-    """
-    if tensor.name not in known:
-        known[tensor.name] = _expanded(tensor, known, depth) or _Sum(leaf(tensor), {}, {tensor.name: tensor})
-    return known[tensor.name]
+
+def _summands(node: gs.Node) -> list[gs.Tensor] | None:
+    """What a node adds up that is not constant; None if it does something else."""
+    if is_op(node, *MOVERS, "Neg") or read_batchnorm(node) is not None:
+        return None if is_number(node.inputs[0]) else [node.inputs[0]]
+    if not is_op(node, "Add", "Sub", "Sum", "Mul", "Div"):
+        return None
+    moving = [tensor for tensor in node.inputs if not is_number(tensor)]
+    if not moving or (is_op(node, "Mul", "Div") and len(moving) != 1):
+        return None
+    return None if is_op(node, "Div") and moving[0] is not node.inputs[0] else moving
 
 
-def _expanded(tensor: gs.Tensor, known: dict[str, _Sum], depth: int) -> _Sum | None:
+def _spread(tensor: gs.Tensor) -> float | None:
+    """The number that a tensor is full of, behind whatever only moves it; None if it is full of none."""
     node = producer(tensor)
-    if node is None or not is_op(node, *ARITHMETIC) or _is_vector_step(node) or scalar(tensor) is not None:
-        return None
-    if depth >= MAX_NODES:
-        return None
-    parts: dict[str, _Sum] = {}
-
-    def of(operand: gs.Tensor) -> Polynomial:
-        parts[operand.name] = _expand_sum(operand, known, depth + 1)
-        return parts[operand.name].polynomial
-
-    polynomial = combine(node, of)
-    if polynomial is None:
-        return None
-    nodes = {id(node): node}
-    tensors: dict[str, gs.Tensor] = {}
-    for part in parts.values():
-        nodes.update(part.nodes)
-        tensors.update(part.tensors)
-    return _Sum(polynomial, nodes, tensors) if len(nodes) <= MAX_NODES else None
+    while scalar(tensor) is None and node is not None and is_op(node, *MOVERS):
+        tensor = node.inputs[0]
+        node = producer(tensor)
+    return scalar(tensor)
 
 
-def _is_vector_step(node: gs.Node) -> bool:
-    """Whether a node adds or multiplies by a vector, which belongs to the linear map before it."""
-    step = read_affine(node)
-    return step is not None and any(dim != 1 for dim in step[1].shape)
+def is_number(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is a constant, or a number spread over a shape."""
+    return scalar(tensor) is not None or read_weight(tensor) is not None
 
 
 def _branches_or_reason(tensor: gs.Tensor) -> tuple[Branch, ...] | Refused:
+    node = producer(tensor)
+    if is_op(node, "Mul") and node is not None:
+        factors: dict[str, gs.Tensor] = {}
+        for operand in node.inputs:
+            _collect(operand, factors, {})
+        near = any(not isinstance(_plain_branches(factor), Refused) for factor in factors.values())
+        return Refused("the branches are multiplied; the operator adds them", near=near, foreign=not near)
+    return _plain_branches(tensor)
+
+
+def _plain_branches(tensor: gs.Tensor) -> tuple[Branch, ...] | Refused:
     try:
         return read_branch(tensor)
     except Refused as refusal:
         return refusal
+
+
+def _is_product(refusal: Refused) -> bool:
+    return refusal.near and refusal.reason.startswith("the branches are multiplied")
 
 
 def _disagreement(branches: Sequence[Branch]) -> str:
@@ -130,6 +203,4 @@ def _disagreement(branches: Sequence[Branch]) -> str:
         return f"both branches are {one.kind} ({why}); the operator has one local and one global branch"
     if (one.activation.name, one.activation.alpha) != (other.activation.name, other.activation.alpha):
         return f"the branches have different activations, {one.activation.name} and {other.activation.name}"
-    if one.second.channels_out != other.second.channels_out:
-        return "the branches have different numbers of output channels"
     return ""

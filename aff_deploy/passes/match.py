@@ -14,18 +14,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from aff_deploy.ops.operator import Context
-from aff_deploy.passes.algebra import MAX_NODES, polynomial_in
+from aff_deploy.passes.activations import Activation
+from aff_deploy.passes.algebra import polynomial_in
+from aff_deploy.passes.axes import Layout, follow
 from aff_deploy.passes.blend import Blend, nodes_between, read_blends, require_no_broadcast, without_gate
 from aff_deploy.passes.branch import Refused
-from aff_deploy.passes.gates import Gate, read_gate
-from aff_deploy.passes.graph import is_op, output_names, producer, same_shape
+from aff_deploy.passes.gates import Gate, Tail, read_gate
+from aff_deploy.passes.graph import is_op, output_names, producer
 from aff_deploy.passes.logits import Logits, Term, read_logits
+from aff_deploy.passes.private import require_private
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,7 @@ class Site:
         a: what the attention looks at.
         context: how `a` relates to x and y, and ``context_factor`` the factor if it is a sum.
         scale: the factor s.
-        terms: the branches of the logits, local first.
-        logit_factor, logit_shift: what else to do to the logits; like the terms' factors, this
-            belongs into W2 and b2.
+        terms: the branches of the logits, local first; their factors and shifts belong into W2 and b2.
         outputs: the tensors that the fused operator will make: the blend, or the shares of x and y.
         nodes: what it will replace.
     """
@@ -53,42 +55,52 @@ class Site:
     context_factor: float
     scale: float
     terms: tuple[Term, ...]
-    logit_factor: float
-    logit_shift: float
     outputs: tuple[gs.Tensor, ...]
     nodes: tuple[gs.Node, ...] = field(repr=False)
+
+    @property
+    def inputs(self) -> tuple[gs.Tensor, ...]:
+        """The features that the fused operator will read."""
+        return (self.x, *(() if self.y is None else (self.y,)), *((self.a,) if self.context == "explicit" else ()))
 
 
 def find_sites(graph: gs.Graph) -> Iterator[Site | tuple[gs.Node, str]]:
     """Every fusion in a topologically sorted graph, and every near miss as (gate, reason)."""
-    outputs = output_names(graph)
+    outputs = dict.fromkeys(output_names(graph), "read inside a nested graph (an If, Loop or Scan)")
+    outputs |= {tensor.name: "an output of the model; drop that output to fuse" for tensor in graph.outputs}
     order = {id(node): i for i, node in enumerate(graph.nodes)}
     inside: set[int] = set()
+    done: set[int] = set()
+    told: set[int] = set()
     for node in graph.nodes:
-        gate = read_gate(node)
+        gate = None if id(node) in done else read_gate(node, graph.opset)
         if gate is None:
             continue
         try:
             site = _read_site(gate, order, outputs, inside)
             inside |= {id(inner) for inner in site.nodes if all(inner.outputs[0] is not made for made in site.outputs)}
+            # A gate's complement is the same gate.
+            done |= {id(inner) for inner in site.nodes}
             yield site
         except Refused as refusal:
-            if refusal.near:
+            if refusal.near and id(node) not in told:
+                told |= {id(twin) for twin in gate.twins}
                 yield node, refusal.reason
 
 
-def _read_site(gate: Gate, order: Mapping[int, int], outputs: frozenset[str], inside: AbstractSet[int]) -> Site:
+def _read_site(gate: Gate, order: Mapping[int, int], outputs: Mapping[str, str], inside: AbstractSet[int]) -> Site:
     """The site of `gate`; what the nodes `inside` other sites make will be gone.
 
     Raises:
         Refused: there is none, and why.
     """
-    blends = read_blends(gate.output, gate.value, order)
     try:
-        readings = read_logits(gate.node.inputs[0])
+        readings = read_logits(gate.parts)
     except Refused as refusal:
         # A full blend is rare enough outside the family that its owner will want to know.
-        raise Refused(refusal.reason, near=refusal.near or any(ways[0].y is not None for ways in blends)) from None
+        full = not (refusal.near or refusal.foreign) and any(ways[0].y is not None for ways in read_blends(gate, order))
+        raise Refused(refusal.reason, near=refusal.near or full) from None
+    blends = read_blends(gate, order)
     if not blends:
         # A Clip is as a rule somebody's activation.
         raise Refused("what is done with the gate is neither x*w + y*(1-w) nor x*w", near=not is_op(gate.node, "Clip"))
@@ -106,28 +118,29 @@ def _read_site(gate: Gate, order: Mapping[int, int], outputs: frozenset[str], in
     raise reasons[0]
 
 
-def _assemble(gate: Gate, logits: Logits, blend: Blend, outputs: frozenset[str], inside: AbstractSet[int]) -> Site:
+def _assemble(gate: Gate, logits: Logits, blend: Blend, outputs: Mapping[str, str], inside: AbstractSet[int]) -> Site:
     a = logits.terms[0].branch.source
     context, factor, context_nodes = _read_context(a, blend)
     if blend.y is None and context != "self":
         raise Refused(f"the output is neither x*w + y*(1-w) nor the gate {a.name!r}*w on what the attention looks at")
     if blend.y is None and all(term.branch.kind == "global" for term in logits.terms):
         raise Refused("a global gate on a single input (squeeze and excitation) is not an attentional fusion", near=False)
-    blending = nodes_between(blend, gate.output)
-    arithmetic = (*logits.nodes, *blending, *context_nodes)
-    require_no_broadcast(arithmetic, (blend.x, a))
-    nodes = {id(node): node for node in (gate.node, *arithmetic)}
-    for term in logits.terms:
-        nodes.update((id(n), n) for n in term.branch.nodes)
+    blending, tails = nodes_between(blend, gate)
+    for tail in tails:
+        _require_final(logits, tail)
+    require_no_broadcast((*blending, *context_nodes), (blend.x, a))
+    nodes = {id(node): node for node in (*gate.nodes, *logits.nodes, *blending, *context_nodes)}
+    nodes.update((id(node), node) for tail in tails for node in tail.nodes)
     inputs = [blend.x, *([] if blend.y is None else [blend.y]), *([a] if context == "explicit" else [])]
     for tensor in inputs:
         if id(producer(tensor)) in nodes:
             raise Refused(f"{tensor.name!r} is blended and is also part of the attention", near=False)
         if id(producer(tensor)) in inside:
             raise Refused(f"{tensor.name!r} is inside another fusion")
-    shared = without_gate(blending, gate.output) - {id(node) for node in context_nodes}
-    _require_private(nodes, blend.outputs, outputs, shared)
+    shared = without_gate(blending, gate) - {id(node) for node in context_nodes}
+    require_private(nodes, blend.outputs, outputs, shared, inputs)
     _require_shapes(logits.terms, blend, a)
+    _require_precision(gate, logits.terms[0].branch.activation, blend)
     return Site(
         gate=gate,
         x=blend.x,
@@ -136,11 +149,33 @@ def _assemble(gate: Gate, logits: Logits, blend: Blend, outputs: frozenset[str],
         context=context,
         context_factor=factor,
         scale=blend.scale,
-        terms=logits.terms,
-        logit_factor=gate.factor,
-        logit_shift=gate.factor * logits.shift + gate.shift,
+        terms=_gated(logits.terms, gate),
         outputs=blend.outputs,
         nodes=tuple(nodes.values()),
+    )
+
+
+def _require_final(logits: Logits, tail: Tail) -> None:
+    """The gate lies as the features do where it meets them."""
+    layout: Layout | None = logits.layout
+    for node in (*tail.moves, *([] if tail.axis is None else [gs.Node("Squeeze", attrs={"axes": [tail.axis]})])):
+        layout = None if layout is None else follow(layout, node)
+    pooled = all(term.branch.kind == "global" for term in logits.terms)
+    if layout is None or not (layout.is_global if pooled else layout.is_local):
+        raise Refused(f"the gate {tail.tensor.name!r} mixes axes as no 1x1 convolution does")
+
+
+def _gated(terms: tuple[Term, ...], gate: Gate) -> tuple[Term, ...]:
+    """The terms with the gate's own factor and, on the first, its shift."""
+    shifts = [gate.shift, *[0.0] * (len(terms) - 1)]
+    return tuple(
+        replace(
+            term,
+            factor=term.factor * gate.factor,
+            shift=term.shift * gate.factor + shift,
+            more=tuple((linear, factor * gate.factor) for linear, factor in term.more),
+        )
+        for term, shift in zip(terms, shifts, strict=True)
     )
 
 
@@ -158,44 +193,6 @@ def _read_context(a: gs.Tensor, blend: Blend) -> tuple[Context, float, list[gs.N
     return "explicit", 1.0, []
 
 
-def _require_private(
-    nodes: Mapping[int, gs.Node], made: tuple[gs.Tensor, ...], outputs: frozenset[str], shared: AbstractSet[int]
-) -> None:
-    """Nothing inside may be seen from outside, but for what `shared` nodes make: it would vanish.
-
-    A Shape that x has too may be read off x, and one that only serves the inside may vanish too.
-    """
-    for node in nodes.values():
-        for tensor in node.outputs:
-            if any(tensor is own for own in made):
-                continue
-            if tensor.name in outputs:
-                raise Refused(f"the inner tensor {tensor.name!r} is an output of the model; drop that output to fuse")
-            readers = (n for n in tensor.outputs if id(n) not in nodes and id(node) not in shared)
-            reader = next((n for n in readers if not _reads_size(n, tensor, made[0], nodes, outputs)), None)
-            if reader is not None:
-                raise Refused(f"the inner tensor {tensor.name!r} is also read by {reader.op} {reader.name!r} outside")
-
-
-def _reads_size(
-    reader: gs.Node, tensor: gs.Tensor, made: gs.Tensor, nodes: Mapping[int, gs.Node], outputs: frozenset[str]
-) -> bool:
-    """Whether `reader` is a Shape of `tensor` that the fusion's output has too, or that leads nowhere but inside."""
-    if not is_op(reader, "Shape"):
-        return False
-    if same_shape(tensor, made):
-        return True
-    seen, frontier = {id(reader)}, [reader]
-    while frontier and len(seen) <= MAX_NODES:
-        for result in frontier.pop().outputs:
-            if result.name in outputs:
-                return False
-            new = [node for node in result.outputs if id(node) not in nodes and id(node) not in seen]
-            seen.update(id(node) for node in new)
-            frontier.extend(new)
-    return not frontier and len(seen) <= MAX_NODES
-
-
 def _require_shapes(terms: tuple[Term, ...], blend: Blend, a: gs.Tensor) -> None:
     """The operator does not broadcast: x, y, a and the output have one shape, but for a's channels."""
     channels = terms[0].branch.second.channels_out
@@ -209,3 +206,17 @@ def _require_shapes(terms: tuple[Term, ...], blend: Blend, a: gs.Tensor) -> None
     for tensor in whole:
         if tensor.shape[1] != channels:
             raise Refused(f"{tensor.name!r} has {tensor.shape[1]} channels, the attention {channels}")
+
+
+# Those whose formulas hold a number that is not one of float32's: 1/6, or the root of 1/2.
+_ROUNDED = ("HardSigmoid", "HardSwish", "Gelu")
+
+
+def _require_precision(gate: Gate, activation: Activation, blend: Blend) -> None:
+    """The operator's numbers are float32: in a double model those that are rounded would show."""
+    if blend.x.dtype != np.float64:
+        return
+    inexact = [name for name in (str(gate.name), activation.name) if name in _ROUNDED]
+    inexact += [f"the number {n}" for n in (blend.scale, activation.alpha) if float(np.float32(n)) != n]
+    if inexact:
+        raise Refused(f"{inexact[0]} is not exact in float32, the operator's own type for it, and the model is in double")

@@ -14,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from aff_deploy.passes.axes import shape_entries
 from aff_deploy.passes.graph import fresh_name, is_absent, is_op
+from aff_deploy.passes.shapes import shape_entries
 
 
 def simplify_shapes(graph: gs.Graph) -> int:

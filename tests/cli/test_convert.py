@@ -56,6 +56,17 @@ def test_the_authors_file_becomes_ours(folder: Path) -> None:
     assert error_of(network, recorded) <= 1e-5
 
 
+def test_what_the_error_says_to_give_is_taken(folder: Path) -> None:
+    line = ["convert-weights", "in.params", "out.safetensors", "--network", "aff_deploy.nets:iaff_resnet32"]
+    sizes = ["--arguments", "layers=[1,1,1]", "--arguments", "num_classes=10", "--arguments", "width=16"]
+    (ran,) = run_all(folder, [[*line, *sizes]])
+    assert ran.returncode == 0, ran.stderr
+    build, recorded = RECORDED[SOURCE]
+    network = build()
+    load_weights(network, folder / "out.safetensors")
+    assert error_of(network, recorded) <= 1e-5
+
+
 def test_bundled_networks_keys_and_arguments(tmp_path: Path) -> None:
     source = iaff_resnet_digits(num_classes=7, layers=(1, 1, 1))
     randomise_batchnorm(source, 0)
@@ -94,16 +105,24 @@ def test_what_goes_wrong(folder: Path) -> None:
         (["in.params", "out.safetensors", *net, "--arguments", "widht=16"], 3, "unexpected keyword argument 'widht'"),
         (["in.params", "out.safetensors", *net, "--arguments", "width=8"], 3, "has shape (16, 3, 3, 3)"),
         (["in.params", "out.safetensors", *net, "--key", "ema"], 3, "has no key 'ema'"),
-        (["in.params", "out.safetensors", "--network", "iaff_resnet_digits"], 3, "a pre-activation ResNet for CIFAR with iAFF"),
+        (
+            ["in.params", "out.safetensors", "--network", "iaff_resnet_digits"],
+            3,
+            "build the network of the checkpoint, aff_deploy.nets:iaff_resnet32 with layers=[1,1,1], num_classes=10, width=16 "
+            "(--arguments KEY=VALUE, once for each)",
+        ),
+        (["in.params", "out.safetensors", "--network", "iaff_resnet32"], 3, "give aff_deploy.nets:iaff_resnet32"),
+        (["in.params", "out.safetensors", *net, "--arguments", "width=ten"], 3, "could not build its network with width='ten'"),
         (["in.params", "out.safetensors", "--network", "iaff_resnet_digit"], 3, "did you mean"),
         (["short.params", "out.safetensors", *net], 3, "not a whole .params file"),
         (["absent.params", "out.safetensors", *net], 3, "does not exist"),
         (["in.params", "file/out.safetensors", *net], 3, "a part of the path is a file"),
-        (["in.params", "made.safetensors", *net], 3, "it is a folder"),
+        (["in.params", "made.safetensors", *net], 3, "it is a folder; give the name of a file"),
     ]
     ran = run_all(folder, [["convert-weights", *words] for words, _, _ in cases])
     for result, (words, code, expected) in zip(ran, cases, strict=True):
         assert expected in error_line(result, code), words
+        assert " -o" not in result.stderr
     assert files(folder) == before
 
 

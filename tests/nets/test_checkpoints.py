@@ -159,7 +159,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path, kind: str) -> None:
 
 def test_a_pickled_module_is_refused(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "w.pth")
-    assert "state dict" in refusal(tmp_path / "w.pth")
+    assert "it needs torch.nn.modules.container.Sequential" in refusal(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize(

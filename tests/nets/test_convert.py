@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from aff_deploy import nets
 from aff_deploy.errors import WeightsError
 from aff_deploy.nets import AFF, blocks, cifar, iAFF, load_weights
-from aff_deploy.nets.architectures import FACTORIES, recognise
+from aff_deploy.nets.architectures import FACTORIES, Recognised, recognise
 from aff_deploy.nets.checkpoints import LoadedWeights
 from aff_deploy.nets.names import authors_to_ours
 from aff_deploy.nets.saving import save_weights
@@ -179,7 +179,9 @@ def test_where_nothing_tells_the_argument_stays(tmp_path: Path, shared: bool) ->
         network = Fused(share_global=shared)
         loaded = load(network, state, tmp_path)
         assert loaded.share_global is None
-        assert loaded.notes == ()
+        (note,) = loaded.notes
+        assert note.startswith(f"share_global={shared} was assumed, as the network was built: nothing in the file tells it")
+        assert note.endswith(f"give --arguments share_global={str(not shared).lower()}")
         assert network.fusion_module.share_global is shared
 
 
@@ -290,7 +292,8 @@ def test_several_copies(tmp_path: Path) -> None:
     loaded = load(network, content, tmp_path)
     assert "model was taken, model_ema was not" in loaded.notes[0]
     assert same(network, plain)
-    assert load(network, content, tmp_path, key="model_ema").notes == ()
+    assert "choose with --key NAME" in loaded.notes[0]
+    assert "was taken" not in "".join(load(network, content, tmp_path, key="model_ema").notes)
     assert same(network, averaged)
     with pytest.raises(WeightsError, match="no state dict under 'ema'; it has model, model_ema"):
         load(network, content, tmp_path, key="ema")
@@ -309,16 +312,34 @@ def test_bundled_networks_are_recognised(factory: Callable[..., nn.Module]) -> N
     with torch.device("meta"):
         standard, other = factory(), factory(layers=(1, 2, 1, 1) if "50" in factory.__name__ else (1, 2, 1))
     shapes = {name: tuple(value.shape) for name, value in standard.state_dict().items()}
-    assert recognise(shapes) == factory.__name__
-    assert recognise({f"module.{name}": shape for name, shape in shapes.items()}) == factory.__name__
-    words = recognise({name: tuple(value.shape) for name, value in other.state_dict().items()})
-    assert words is not None
-    assert "(layers=[1, 2, 1" in words
+    assert recognise(shapes) == Recognised(factory.__name__, factory.__name__)
+    assert recognise({f"module.{name}": shape for name, shape in shapes.items()}) == recognise(shapes)
+    found = recognise({name: tuple(value.shape) for name, value in other.state_dict().items()})
+    assert found is not None
+    assert "(layers=[1, 2, 1" in found.words
+    assert found.build.startswith(f"aff_deploy.nets:{found.factory} with layers=[1,2,1")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_authors_networks_are_recognised(name: str) -> None:
-    assert recognise(names_and_shapes(name)) == f"{name}, in the names of the authors' MXNet code"
+    found = recognise(names_and_shapes(name))
+    assert found is not None
+    assert found.words == f"{name}, in the names of the authors' MXNet code"
+    assert found.build == f"aff_deploy.nets:{name}"
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_what_an_error_says_to_build_fits_the_authors_file(name: str) -> None:
+    with pytest.raises(WeightsError) as caught:
+        load_weights(nets.aff_resnet32(), AUTHORS / f"{name}.params")
+    sizes = "layers=[1,1,1], num_classes=10, width=16" + (", groups=4, group_width=16" if "resnext" in name else "")
+    assert f" with {sizes} (--arguments KEY=VALUE, once for each)" in str(caught.value)
+    found = recognise({key: tuple(value.shape) for key, value in read_checkpoint(AUTHORS / f"{name}.params").tensors.items()})
+    assert found is not None
+    assert f"aff_deploy.nets:{found.factory} with" in str(caught.value)
+    network = getattr(nets, found.factory)(**found.arguments)
+    load_weights(network, AUTHORS / f"{name}.params")
+    assert error_of(network, RECORDED[name][1]) <= 1e-5
 
 
 def port(kind: str = "iaff") -> dict[str, Tensor]:
@@ -350,9 +371,19 @@ def test_another_network_is_told_in_words() -> None:
     with pytest.raises(WeightsError) as caught:
         load_weights(nets.aff_resnet_digits(), path)
     message = str(caught.value)
-    assert "a ResNeXt for CIFAR with iAFF: stages of 64, 128, 256 channels, 1, 1, 1 blocks, 10 classes" in message
+    assert "the checkpoint is of iaff_resnext38_32x4d(layers=[1, 1, 1], num_classes=10, width=16" in message
     assert "in the names of the authors' MXNet code, the network is aff_resnet_digits" in message
     assert "unexpected (features." in message
+
+
+def test_sizes_that_no_callable_has_are_told_in_words() -> None:
+    with torch.device("meta"):
+        network = cifar.cifar_resnext(blocks.iaff(16, False), (1, 1, 1), 10, 1, width=16, groups=4, group_width=16)
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items() if not name.startswith("fc.")}
+    found = recognise(shapes)
+    assert found is not None
+    assert found.words == "a ResNeXt for CIFAR with iAFF: stages of 64, 128, 256 channels, 1, 1, 1 blocks"
+    assert found.build == ""
 
 
 def test_other_arguments_are_told_in_words(tmp_path: Path) -> None:
@@ -379,8 +410,8 @@ def test_other_arguments_are_told_in_words(tmp_path: Path) -> None:
     ],
 )
 def test_strange_shapes_are_not_recognised_and_do_no_harm(shapes: dict[str, tuple[int, ...]]) -> None:
-    words = recognise(shapes)
-    assert words is None or "\n" not in words
+    found = recognise(shapes)
+    assert found is None or "\n" not in found.words
 
 
 def test_names_of_an_exported_symbol(tmp_path: Path) -> None:

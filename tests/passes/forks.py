@@ -199,21 +199,6 @@ def _without_bias(network: LinearGlobal) -> nn.Module:
     return network
 
 
-class SKNet(Base):
-    """Selective kernels: a softmax over two sets of logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Sequential(nn.Linear(C, 4), nn.ReLU())
-        self.fcs = nn.ModuleList([nn.Linear(4, C) for _ in range(2)])
-
-    def forward(self, p: Tensor, q: Tensor) -> Tensor:
-        x, y = self.stem_x(p), self.stem_y(q)
-        z = self.fc((x + y).mean((2, 3)))
-        weights = torch.softmax(torch.stack([fc(z) for fc in self.fcs]), 0)[..., None, None]
-        return x * weights[0] + y * weights[1]
-
-
 class GroupNormed(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -266,7 +251,6 @@ NEAR_MISSES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "only one input weighted": (with_blend(lambda x, y, w: x * w + y), "neither"),
     "gate squared": (with_blend(lambda x, y, w: x * w * w + y * (1 - w * w)), "neither"),
     "softmax over channels": (with_gate(lambda z: torch.softmax(z, 1)), ""),
-    "selective kernels": (SKNet, ""),
     "group norm": (GroupNormed, "branch"),
     "spatial gate": (SpatialGate, "7x7"),
     "one channel for all": (OneChannel, "channels"),

@@ -14,11 +14,14 @@ from aff_deploy.passes import Optimized, optimize
 from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from aff_deploy.runtimes.pytorch import PyTorchRunner
 from aff_deploy.spec import TensorSpec
-from tests.passes.forks import FORKS, NEAR_MISSES
+from tests.passes import forks, gatings
+from tests.passes.forks import FORKS
+from tests.passes.gatings import GATINGS
 from tests.passes.spellings import MEMBERS, SHAPES
 from tests.support import randomise_batchnorm
 
-ALL_MEMBERS = {**MEMBERS, **FORKS}
+ALL_MEMBERS = {**MEMBERS, **FORKS, **GATINGS}
+NEAR_MISSES = {**forks.NEAR_MISSES, **gatings.NEAR_MISSES}
 # Those that the two exporters write most differently; the others take the new exporter's two seconds each in the long run.
 REPRESENTATIVE = (
     "plain", "lerp", "ones_like", "mean twice", "view and mean", "linear, flatten", "token linear", "GELU",
