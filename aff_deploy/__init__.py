@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aff_deploy.artifact import Artifact, read_manifest
+    from aff_deploy.engine import BuildOptions, BuiltEngine, EngineRequest, build_engine
+    from aff_deploy.engine_file import EngineManifest, describe_engine, read_engine_manifest
     from aff_deploy.errors import (
         AffDeployError,
         CheckFailed,
         DataError,
+        EngineError,
         InputError,
         MissingDependency,
         ModelError,
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from aff_deploy.runtimes.feeds import load_npz_feeds, seeded_feeds
     from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
     from aff_deploy.runtimes.pytorch import PyTorchRunner
+    from aff_deploy.runtimes.tensorrt import TensorRTRunner
     from aff_deploy.spec import Precision, ShapeProfile, TensorSpec, Tolerance
     from aff_deploy.validate import ValidationReport, compare_outputs
 
@@ -39,8 +43,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "artifact": ("Artifact", "read_manifest"),
+    "engine": ("BuildOptions", "BuiltEngine", "EngineRequest", "build_engine"),
+    "engine_file": ("EngineManifest", "describe_engine", "read_engine_manifest"),
     "errors": (
-        *("AffDeployError", "CheckFailed", "DataError", "InputError", "MissingDependency", "ModelError"),
+        *("AffDeployError", "CheckFailed", "DataError", "EngineError", "InputError", "MissingDependency", "ModelError"),
         *("NetworkError", "OutputError", "RecipeError", "UsageError", "WeightsError"),
     ),
     "export": ("export_onnx",),
@@ -53,6 +59,7 @@ _HOMES = {
     "runtimes.feeds": ("load_npz_feeds", "seeded_feeds"),
     "runtimes.onnxruntime": ("OnnxRuntimeRunner",),
     "runtimes.pytorch": ("PyTorchRunner",),
+    "runtimes.tensorrt": ("TensorRTRunner",),
     "spec": ("Precision", "ShapeProfile", "TensorSpec", "Tolerance"),
     "validate": ("ValidationReport", "compare_outputs"),
 }
@@ -62,9 +69,14 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "AffDeployError",
     "Artifact",
+    "BuildOptions",
+    "BuiltEngine",
     "CheckFailed",
     "DataError",
     "DeployResult",
+    "EngineError",
+    "EngineManifest",
+    "EngineRequest",
     "InputError",
     "MissingDependency",
     "ModelError",
@@ -79,16 +91,19 @@ __all__ = [
     "RecipeError",
     "Runner",
     "ShapeProfile",
+    "TensorRTRunner",
     "TensorSpec",
     "Tolerance",
     "UsageError",
     "ValidationReport",
     "WeightsError",
     "__version__",
+    "build_engine",
     "bundled_recipes",
     "check_onnx",
     "compare_outputs",
     "deploy",
+    "describe_engine",
     "dump_recipe",
     "export_onnx",
     "find_recipe",
@@ -97,6 +112,7 @@ __all__ = [
     "load_onnx",
     "load_recipe",
     "optimize",
+    "read_engine_manifest",
     "read_manifest",
     "resolve_network",
     "save_onnx",

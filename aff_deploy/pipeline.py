@@ -168,10 +168,13 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
 def _engine_line(engine: Mapping[str, Any]) -> str:
     if not engine["built"]:
         return f"not built: {engine['why']}"
-    proof, (first, *_) = engine["precision"], engine["checks"][-1]["outputs"]
+    proof, check = engine["precision"], engine["checks"][-1]
+    first = check["outputs"][0]
+    agreed = first["argmax_agreement"]
+    answers = "" if agreed is None else f", {100 * agreed:.2f} % the same answers"
     return (
         f"{engine['file']}, {proof['proven']} proven, by {engine['backend']} {engine['library_version']}; "
-        f"{engine['checks'][-1]['what']} differs by {first['max_abs']:.2g} at scale {first['scale']:.3g}"
+        f"{check['what']} differs by {first['max_abs']:.2g} at scale {first['scale']:.3g}{answers}"
     )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from aff_deploy.errors import UsageError
 
@@ -29,6 +29,10 @@ class Precision(str, Enum):
 
     def __str__(self) -> str:
         return self.value
+
+
+Ends: TypeAlias = Literal["fp32", "fp16"]
+"""The type of an engine's float inputs and outputs."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ HOMES = {
     "torch": ("nets/", "export/", "runtimes/pytorch.py", "runtimes/cuda.py"),
     "onnxscript": ("export/",),
     "onnxruntime": ("runtimes/onnxruntime.py", "precision/"),
-    "PIL": ("precision/calibration.py",),
+    "PIL": ("precision/images.py",),
     "onnx_graphsurgeon": ("passes/",),
     "typer": ("cli/",),
     "rich": ("cli/",),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,13 @@ import pytest
 
 from aff_deploy import pipeline
 from aff_deploy.artifact import read_manifest, sha256
-from aff_deploy.errors import CheckFailed, DataError, NetworkError
+from aff_deploy.engine_file import describe_engine
+from aff_deploy.errors import CheckFailed, DataError, MissingDependency, NetworkError
 from aff_deploy.evaluate import Evaluated, evaluate
 from aff_deploy.pipeline import deploy
 from aff_deploy.recipe import Evaluation, dump_recipe, find_recipe, load_recipe
+from aff_deploy.runtimes.backends import TENSORRT_RTX, is_installed
+from aff_deploy.spec import Precision
 from tests.networks import RECIPE, write_network
 
 FILES = ["manifest.json", "model.onnx", "model.onnx.json", "recipe.toml", "report.html"]
@@ -56,7 +61,8 @@ def test_a_trained_network(name: str, kind: str, tmp_path: Path) -> None:
     stages: list[str] = []
     result = deploy(recipe, tmp_path / "out", progress=stages.append)
 
-    assert sorted(path.name for path in result.folder.iterdir()) == FILES
+    engine = ["model.engine", "model.engine.json"] if is_installed(TENSORRT_RTX) else []
+    assert sorted(path.name for path in result.folder.iterdir()) == sorted(FILES + engine)
     assert result.manifest == json.loads((result.folder / "manifest.json").read_text())
     assert [site["kind"] for site in result.manifest["fusions"]] == [kind] * 6
     assert result.manifest["rejected"] == []
@@ -68,7 +74,7 @@ def test_a_trained_network(name: str, kind: str, tmp_path: Path) -> None:
     assert (result.evaluation.samples, result.evaluation.same) == (360, 360)
     assert result.evaluation.correct is not None
     assert result.evaluation.correct >= 0.98 * 360
-    assert len(stages) == 5
+    assert len(stages) == (10 if engine else 5)
 
     manifest = read_manifest(result.model)
     assert manifest is not None
@@ -171,3 +177,53 @@ def test_accuracy_may_fall_by_half_a_percent(correct: int, fine: bool) -> None:
     else:
         with pytest.raises(CheckFailed, match=r"97\.40 %"):
             found.require_accuracy("net")
+
+
+needs_rtx = pytest.mark.skipif(not is_installed(TENSORRT_RTX), reason="TensorRT-RTX is not installed")
+
+
+@needs_rtx
+@pytest.mark.parametrize(("precision", "least"), [("fp16", 359), ("bf16", 358), ("int8", 356)])
+def test_the_engine_of_a_trained_network_decides_as_pytorch(precision: str, least: int, tmp_path: Path) -> None:
+    recipe = find_recipe("iaff_resnet_digits")
+    assert recipe is not None
+    wanted = replace(recipe, engine=replace(recipe.engine, precision=Precision(precision)))
+    result = deploy(wanted, tmp_path / "out")
+    engine = result.manifest["engine"]
+    assert engine["built"] is True
+    assert engine["precision"]["proven"] == precision
+    assert engine["onnx"] == {"file": "model.onnx", "sha256": result.manifest["model"]["sha256"]}
+    (output,) = engine["checks"][0]["outputs"]
+    # Beside the 360 there are a few drawn from a seed, and fewer of them than may differ of any.
+    assert output["argmax_agreement"] * engine["checks"][0]["samples"] >= least
+    assert describe_engine(result.folder / "model.engine")["problem"] is None
+    assert f"{precision} proven" in "\n".join(result.summary())
+    assert "the builder's report of the engine" in html.unescape(result.report.read_text())
+
+
+def test_a_recipe_without_shapes_deploys_without_an_engine(tmp_path: Path) -> None:
+    lines = [line for line in RECIPE.splitlines() if not line.startswith(("min =", "opt =", "max ="))]
+    result = deploy(load_recipe(write_network(tmp_path / "net", "\n".join(lines))), tmp_path / "out")
+    assert result.manifest["engine"]["built"] is False
+    assert not (result.folder / "model.engine").exists()
+    assert "add min, opt and max to [[inputs]]" in "\n".join(result.summary())
+    assert "Not built: the recipe does not say for which shapes" in result.report.read_text()
+
+
+def test_an_engine_that_is_not_wanted_is_not_built(tmp_path: Path) -> None:
+    result = deploy(load_recipe(write_network(tmp_path / "net", RECIPE + "\n[engine]\nenabled = false\n")), tmp_path / "out")
+    assert result.manifest["engine"] == {"built": False, "why": "the recipe says enabled = false"}
+
+
+def test_without_a_backend_the_rest_is_deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(name: str | None) -> None:
+        raise MissingDependency("neither TensorRT nor TensorRT-RTX is installed", extra="rtx")
+
+    monkeypatch.setattr(pipeline, "find_backend", nothing)
+    result = deploy(load_recipe(write_network(tmp_path / "net")), tmp_path / "out")
+    assert "pip install 'aff-deploy[rtx]'" in result.manifest["engine"]["why"]
+    with pytest.raises(MissingDependency):
+        deploy(
+            load_recipe(write_network(tmp_path / "net", f'{RECIPE}\n[engine]\nbackend = "tensorrt-rtx"\n')), tmp_path / "other"
+        )
+    assert not (tmp_path / "other").exists()

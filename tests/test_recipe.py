@@ -36,6 +36,7 @@ layers = [1, 2]
 [weights]
 file = "sub/weights.safetensors"
 sha256 = "{weights}"
+key = "model_ema"
 [[inputs]]
 name = "image"
 shape = ["batch", 3, 8, "w"]
@@ -98,6 +99,7 @@ def test_every_key_is_read(full: Path) -> None:
     assert (image.example, tokens.example) == ((4, 3, 8, 16), (4, 7))
     assert recipe.arguments == {"num_classes": 10, "layers": [1, 2]}
     assert recipe.weights == full.parent / "sub/weights.safetensors" == recipe.checked_weights()
+    assert recipe.weights_key == "model_ema"
     assert recipe.profile is not None
     assert recipe.profile.max == {"image": (64, 3, 8, 32), "tokens": (64, 7)}
     assert recipe.distribution("image") == Distribution("uniform", -1.0, 1.5)

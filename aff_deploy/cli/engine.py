@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aff_deploy.cli.console import Steps, claim_output, print_json, say_notes, working
-from aff_deploy.cli.options import NETWORK, Atol, Json, MinCosine, Rtol, Weights, tolerance_of
+from aff_deploy.cli.console import Steps, claim_output, print_json, working
+from aff_deploy.cli.options import (
+    NETWORK,
+    UNTRAINED,
+    Arguments,
+    Atol,
+    Given,
+    Json,
+    Key,
+    MinCosine,
+    Rtol,
+    Weights,
+    read_arguments,
+    tolerance_of,
+)
 from aff_deploy.errors import UsageError
 from aff_deploy.spec import Precision, TensorSpec, apply_dynamic
 
@@ -81,6 +95,8 @@ def build_engine(
         ),
     ] = None,
     weights: Weights = None,
+    arguments: Arguments = None,
+    key: Key = None,
     inputs: Annotated[
         list[str] | None,
         typer.Option("--input", metavar=f"{SHAPE}[:float32]", help="For a network: an input; repeat for several."),
@@ -119,7 +135,8 @@ def build_engine(
     """Build a TensorRT or TensorRT-RTX engine, its precision proven."""
     precision = _precision({Precision.FP16: fp16, Precision.BF16: bf16, Precision.INT8: int8, Precision.FP8: fp8})
     is_file = source.endswith(".onnx")
-    _check_usage(is_file, against, weights, inputs, dynamic)
+    given = Given(weights, read_arguments(arguments), key)
+    _check_usage(is_file, against, given, inputs, dynamic)
     claim_output(output, *([Path(source)] if is_file else []))
     with Steps() as step, working(), contextlib.ExitStack() as stack:
         step("load the model")
@@ -147,13 +164,13 @@ def build_engine(
             strip_weights=strip_weights,
             tf32=not no_tf32,
         )
-        check_options(options, chosen)
+        check_options(options, chosen, precision)
         words = (("--min-shapes", min_shapes), ("--opt-shapes", opt_shapes), ("--max-shapes", max_shapes))
-        bounds = [parse_shapes(option, given or ()) for option, given in words]
+        bounds = [parse_shapes(option, sizes or ()) for option, sizes in words]
         if is_file:
-            model, origin, reference, recipe = _of_file(Path(source), against, weights)
+            model, origin, reference, recipe = _of_file(Path(source), against, given)
         else:
-            model, origin, reference, recipe = _of_network(source, weights, inputs or (), dynamic or (), step)
+            model, origin, reference, recipe = _of_network(source, given, inputs or (), dynamic or (), step)
         stack.enter_context(reference)
         specs = tensor_specs(model.graph.input)
         profiles = profiles_from_options(specs, *bounds) or (recipe.engine_profiles if recipe is not None else ())
@@ -193,20 +210,17 @@ def _precision(asked: dict[Precision, bool]) -> Precision:
     return chosen[0] if chosen else Precision.FP32
 
 
-def _check_usage(
-    is_file: bool, against: str | None, weights: Path | None, inputs: list[str] | None, dynamic: list[str] | None
-) -> None:
+def _check_usage(is_file: bool, against: str | None, given: Given, inputs: list[str] | None, dynamic: list[str] | None) -> None:
     if is_file and (inputs or dynamic):
         raise UsageError("--input and --dynamic go with a network, and an ONNX file has its own inputs", fix="leave them out")
-    if is_file and weights is not None and against is None:
-        raise UsageError("--weights goes with a network", fix="name it with --against, or leave --weights out")
+    if is_file and given.anything and against is None:
+        word = "--weights" if given.weights is not None else "--arguments" if given.arguments else "--key"
+        raise UsageError(f"{word} goes with a network", fix=f"name it with --against, or leave {word} out")
     if not is_file and against is not None:
         raise UsageError("--against goes with an ONNX file; a network is compared with itself in PyTorch", fix="leave it out")
 
 
-def _of_file(
-    path: Path, against: str | None, weights: Path | None
-) -> tuple[onnx.ModelProto, dict[str, Any], Runner, Recipe | None]:
+def _of_file(path: Path, against: str | None, given: Given) -> tuple[onnx.ModelProto, dict[str, Any], Runner, Recipe | None]:
     from aff_deploy.artifact import sha256
     from aff_deploy.onnx_file import load_onnx
     from aff_deploy.passes import optimize
@@ -218,26 +232,25 @@ def _of_file(
     if against is None:
         return model, origin, OnnxRuntimeRunner(path), None
     from aff_deploy.engine import tensor_specs
-    from aff_deploy.nets.resolve import resolve_network
+
+    network = given.resolve(against)
     from aff_deploy.runtimes.pytorch import PyTorchRunner
 
-    network = resolve_network(against, weights=weights)
-    say_notes(network.loaded)
+    if network.weights is None:
+        print(f"  note: {UNTRAINED}", file=sys.stderr, flush=True)
     return model, origin, PyTorchRunner(network.module, network.inputs or tensor_specs(model.graph.input)), network.recipe
 
 
 def _of_network(
-    reference: str, weights: Path | None, inputs: list[str] | tuple[()], dynamic: list[str] | tuple[()], step: Steps
+    reference: str, given: Given, inputs: list[str] | tuple[()], dynamic: list[str] | tuple[()], step: Steps
 ) -> tuple[onnx.ModelProto, dict[str, Any], Runner, Recipe | None]:
     from aff_deploy.export import export_onnx
-    from aff_deploy.nets.resolve import resolve_network
     from aff_deploy.onnx_file import model_sha256
     from aff_deploy.passes import optimize
     from aff_deploy.recipe import ExportSettings
     from aff_deploy.runtimes.pytorch import PyTorchRunner
 
-    network = resolve_network(reference, weights=weights, inputs=tuple(TensorSpec.parse(text) for text in inputs))
-    say_notes(network.loaded)
+    network = given.resolve(reference, tuple(TensorSpec.parse(text) for text in inputs))
     if not network.inputs:
         raise UsageError(f"nothing says what inputs {reference} takes", fix=f"give them with --input {SHAPE}")
     taken = apply_dynamic(network.inputs, dynamic)

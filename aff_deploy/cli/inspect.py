@@ -58,7 +58,8 @@ def _print_model(file: Path, document: Mapping[str, Any]) -> None:
     print_sites(document)
     manifest = document["manifest"]
     if manifest is not None:
-        made_from = manifest.get("source", {}).get("file") or manifest.get("network") or "unknown"
+        source = manifest.get("source", {})
+        made_from = source.get("file") or source.get("recipe") or manifest.get("network") or "unknown"
         print(f"manifest: made from {made_from}, sha256 {manifest['sha256'][:16]}..., the file is unchanged since")
 
 

@@ -24,18 +24,16 @@ from aff_deploy.engine.profiles import check_profiles, parse_shapes, profiles_fr
 from aff_deploy.engine.proof import Dissent, Proof, prove
 from aff_deploy.engine_file import check_capability, read_engine_manifest, write_engine
 from aff_deploy.errors import CheckFailed, EngineError, MissingDependency
-from aff_deploy.precision import Ends, Typed, evaluator, to_precision
+from aff_deploy.precision import Typed, evaluator, to_precision
 from aff_deploy.runtimes import Array, Runner
-from aff_deploy.runtimes.backends import Backend, find_backend, load, version
+from aff_deploy.runtimes.backends import FIRST_FP8_CAPABILITY, Backend, find_backend, load, parse_capability, version
 from aff_deploy.runtimes.cuda import Cuda
 from aff_deploy.runtimes.tensorrt import TensorRTRunner
-from aff_deploy.spec import ShapeProfile, Tolerance
+from aff_deploy.spec import Ends, Precision, ShapeProfile, Tolerance
 from aff_deploy.validate import ValidationReport, validate
 
 if TYPE_CHECKING:
     import onnx
-
-    from aff_deploy.spec import Precision
 
 __all__ = [
     "BuildOptions",
@@ -144,7 +142,7 @@ def build_engine(
         AffDeployError: whatever a stage raises; see there.
     """
     backend = request.backend
-    check_options(request.options, backend)
+    check_options(request.options, backend, request.precision)
     load(backend)
     clock = _Clock(progress)
     with staged_file(out) as staged, tempfile.TemporaryDirectory(prefix="aff-deploy-") as scratch:
@@ -227,7 +225,8 @@ def _capabilities(request: EngineRequest) -> list[str]:
     """The GPU architectures that the engine runs on, as the manifest lists them."""
     chosen = request.options.compute_capabilities or request.backend.default_capabilities
     if chosen:
-        return list(chosen)
+        least = FIRST_FP8_CAPABILITY if request.precision is Precision.FP8 else (0, 0)
+        return [capability for capability in chosen if parse_capability(capability.rstrip("+")) >= least]
     here = Cuda(0).capability  # a backend without a list of its own has just built on it
     if request.options.hardware_compatibility == "ampere+":
         return ["8.0+"]

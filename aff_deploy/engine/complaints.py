@@ -22,15 +22,15 @@ class ParserError(Protocol):
 # What the complaint says (any case), and the way round.
 _WAYS_ROUND = (
     (
-        "no importer|unsupported op|plugin not found|getplugincreator",
+        "no importer|not supported|unsupported op|plugin not found|getplugincreator",
         "replace the operator in the network, or export with another --opset",
     ),
     ("int32 bias|zero.?point", "quantise with aff-deploy build-engine --int8, from the model before it was quantised"),
-    ("uint8|double|float64|complex", "export the network with float32 and int64 tensors"),
+    ("uint8|double|float64|complex|data type", "export the network with float32 and int64 tensors"),
     ("data.?dependent|nonzero|shape tensor", "give the network static shapes, or keep the data-dependent part outside it"),
     ("profile|out of range dimensions|dynamic", "give --min-shapes, --opt-shapes and --max-shapes that fit the model"),
     (
-        "weights.*(type|mismatch)|types? mismatch|same type",
+        "weights.*(type|mismatch)|types? mismatch|same (input )?type",
         "the model mixes types: build from its float32 original, and let --fp16 convert it",
     ),
 )
@@ -43,6 +43,7 @@ _BUILD_WAYS_ROUND = (
 _NO_GPU = re.compile(
     r"cudaError (35|100)\b|no CUDA-capable device|driver version is insufficient|CUDA initialization failure", re.IGNORECASE
 )
+_ECHO = "[checkMacros.cpp::catchCudaError"
 _LOOK = "see what the model holds with: aff-deploy inspect FILE"
 
 
@@ -61,8 +62,11 @@ def parse_failure(backend: Backend, errors: Sequence[ParserError], logged: Seque
 
 def build_failure(backend: Backend, logged: Sequence[str]) -> AffDeployError:
     """The error for a build that failed; `logged` are the builder's own error messages."""
+    if not backend.needs_gpu_to_build:
+        # Without a GPU every failure is followed by one about the GPU, which says nothing of the model.
+        logged = [message for message in logged if not message.startswith(_ECHO)] or logged
     text = " ".join(logged)
-    if _NO_GPU.search(text) or (not logged and backend.needs_gpu_to_build):
+    if backend.needs_gpu_to_build and (_NO_GPU.search(text) or not logged):
         fix = "build on the machine that will run it, or use --backend tensorrt-rtx, which needs none"
         return MissingDependency(f"{backend.title} builds on the GPU that it builds for, and there is none here", fix=fix)
     reason = _plain(logged[0]) if logged else "no reason given"
@@ -76,8 +80,11 @@ def _way_round(text: str, table: Sequence[tuple[str, str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line, without the place in the library's own sources."""
-    line = " ".join(text.split())
+    """One line, without the place in the library's own sources and the C++ of its assertion."""
+    line = " ".join(text.split(_ECHO)[0].split())
+    if quoted := re.search(r'&& "([^"]+)"', line):
+        line = quoted[1]
     line = re.sub(r"\(?In \w+ at \S+?:\d+( \))?", "", line)
     line = re.sub(r"^I\w+::\w+: Error Code \d+: ", "", line)
+    line = "it is not supported" if line == "false" else line
     return line[:300].strip(" .") or "no reason given"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aff_deploy.errors import UsageError
-from aff_deploy.runtimes.backends import Backend
+from aff_deploy.runtimes.backends import FIRST_FP8_CAPABILITY, Backend, parse_capability
+from aff_deploy.spec import Precision
 
 HardwareCompatibility = Literal["none", "ampere+", "same-compute-capability"]
 
@@ -50,8 +51,8 @@ class BuildOptions:
 DEFAULTS = BuildOptions()
 
 
-def check_options(options: BuildOptions, backend: Backend) -> None:
-    """Refuse before any work what `backend` cannot give.
+def check_options(options: BuildOptions, backend: Backend, precision: Precision = Precision.FP32) -> None:
+    """Refuse before any work what `backend` cannot give, or not in `precision`.
 
     Raises:
         UsageError: naming the option, and what to do instead.
@@ -67,6 +68,10 @@ def check_options(options: BuildOptions, backend: Backend) -> None:
         if capability not in known:
             raise UsageError(
                 f"{backend.title} builds no engine for compute capability {capability}", fix=f"it knows {', '.join(known)}"
+            )
+        if precision is Precision.FP8 and parse_capability(capability) < FIRST_FP8_CAPABILITY:
+            raise UsageError(
+                f"GPUs of compute capability {capability} have no fp8", fix="leave it out, or use --int8 or --fp16"
             )
 
 

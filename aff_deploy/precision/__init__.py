@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from onnx import ModelProto, TensorProto
 
@@ -18,11 +18,10 @@ from aff_deploy.precision.rounding import rounding_model
 from aff_deploy.precision.wide import KeptWide
 from aff_deploy.runtimes import Array, Runner
 from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
-from aff_deploy.spec import Precision
+from aff_deploy.spec import Ends, Precision
 
 __all__ = ["KeptWide", "Range", "Typed", "evaluator", "observe_ranges", "rounding_model", "to_precision"]
 
-Ends = Literal["fp32", "fp16"]
 _HALVES = {Precision.FP16: TensorProto.FLOAT16, Precision.BF16: TensorProto.BFLOAT16}
 _HOW = {
     Precision.FP32: "ONNX Runtime CPU",
@@ -81,7 +80,7 @@ def to_precision(
         batches: inputs by name; fp16 observes ranges on them, int8 and fp8 are calibrated on them, and
             float16 inputs and outputs are held against them. Only fp32 and bf16 do without.
         observed: what they are, in words.
-        io: the type of float inputs and outputs.
+        io: the type of float inputs and outputs, ``fp32`` or ``fp16``.
         keep_wide: names of nodes and fusion calls to keep in fp32.
 
     Raises:

@@ -7,7 +7,7 @@ at the ends of float16, so weights are rounded here, from the fp32 originals.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import numpy as np
@@ -16,10 +16,12 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from aff_deploy.onnx_data import nested_graphs
 from aff_deploy.onnx_file import check_onnx
 from aff_deploy.passes.functions import attach_functions
+from aff_deploy.precision.bias import correct_biases
 from aff_deploy.precision.prepare import prepared
 from aff_deploy.precision.ranges import observe_ranges
 from aff_deploy.precision.tidy import without_round_trips
-from aff_deploy.precision.wide import FP16_TINY, KeptWide, faint, kept_wide
+from aff_deploy.precision.values import rounded
+from aff_deploy.precision.wide import KeptWide, faint, kept_wide
 from aff_deploy.precision.wiring import fresh, reads, rename_reads, replace_nodes, require_size
 from aff_deploy.runtimes import Array
 
@@ -55,9 +57,13 @@ def to_half(
     typed, notes = prepared(model, half)
     ranges = observe_ranges(typed, batches) if half == TensorProto.FLOAT16 else None
     kept = kept_wide(typed, half, ranges=ranges, observed=observed, asked=keep_wide)
-    typed = _retyped(typed, half, frozenset(node.name for node in kept))
+    wide = frozenset(node.name for node in kept)
+    corrected = correct_biases(typed, half, batches, wide=wide) if batches else 0
+    typed = _retyped(typed, half, wide)
     attach_functions(typed, target="gpu")
     check_onnx(typed, "the typed model")
+    if corrected:
+        notes += (f"{corrected} biases make up for the mean error of rounded weights, as seen on {observed}",)
     return typed, kept, notes + (faint(ranges, observed) if ranges is not None else ())
 
 
@@ -150,30 +156,3 @@ def _type_anew(graph: GraphProto, half: int, inline: Mapping[tuple[str, str], Ar
             if attribute.t.data_type == TensorProto.FLOAT16:
                 values = inline.get((node.name, attribute.name), np.zeros(1, np.float32))
                 attribute.t.CopyFrom(rounded(numpy_helper.from_array(values, attribute.t.name), half))
-
-
-def rounded(tensor: TensorProto, half: int) -> TensorProto:
-    """An fp32 tensor as the nearest of `half`; what is not zero stays so, for it may guard a division."""
-    values = numpy_helper.to_array(tensor)
-    data = _ROUNDING[half](values)
-    return TensorProto(name=tensor.name, dims=tensor.dims, data_type=half, raw_data=np.ascontiguousarray(data).tobytes())
-
-
-def _float16_bits(values: Array) -> Array:
-    with np.errstate(over="ignore", under="ignore"):
-        narrow = values.astype("<f2")
-    lost = (narrow == 0) & (values != 0)
-    return np.asarray(np.where(lost, np.copysign(np.float16(FP16_TINY), values.astype(np.float32)).astype("<f2"), narrow))
-
-
-def _bfloat16_bits(values: Array) -> Array:
-    bits = np.ascontiguousarray(values, "<f4").view("<u4")
-    nearest_even = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
-    return np.asarray(np.where(np.isnan(values), quiet, nearest_even).astype("<u2"))
-
-
-_ROUNDING: Mapping[int, Callable[[Array], Array]] = {
-    TensorProto.FLOAT16: _float16_bits,
-    TensorProto.BFLOAT16: _bfloat16_bits,
-}

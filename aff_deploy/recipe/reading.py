@@ -46,7 +46,7 @@ def load_recipe(path: Path) -> Recipe:
     name = top.text("name")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise top.wrong("name", "1 to 64 letters, digits, '.', '_' or '-'")
-    weights = top.table("weights", ("file", "sha256"))
+    weights = top.table("weights", ("file", "sha256", "key"))
     if weights.values:
         weights.require("file")
     inputs, distributions, profile = _read_inputs(top)
@@ -61,6 +61,7 @@ def load_recipe(path: Path) -> Recipe:
         arguments=dict(_read_arguments(top)),
         weights=weights.file("file") if weights.values else None,
         weights_sha256=weights.sha256("sha256"),
+        weights_key=weights.text("key"),
         preprocessing=_read_preprocessing(top),
         distributions=distributions,
         profile=profile,
@@ -254,7 +255,7 @@ def _read_engine(top: Table) -> EngineSettings:
     return EngineSettings(
         enabled=table.boolean("enabled", default.enabled),
         precision=Precision(table.choice("precision", str(default.precision), [str(each) for each in Precision])),
-        io=table.choice("io", default.io, IO_TYPES),
+        io="fp16" if table.choice("io", default.io, IO_TYPES) == "fp16" else "fp32",
         backend=table.choice("backend", default.backend, BACKENDS) if "backend" in table else default.backend,
     )
 

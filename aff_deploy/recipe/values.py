@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from aff_deploy.artifact import sha256
 from aff_deploy.errors import DataError, InputError, WeightsError
@@ -118,7 +118,7 @@ class EngineSettings:
 
     enabled: bool = True
     precision: Precision = Precision.FP16
-    io: str = "fp32"
+    io: Literal["fp32", "fp16"] = "fp32"
     backend: str = ""
 
 
@@ -127,6 +127,7 @@ class Recipe:
     """One deployable model. Paths are absolute and inside `folder`.
 
     `network` is ``package.module:callable`` or ``file.py:callable`` relative to `folder`, called with `arguments`.
+    `weights_key` is under which name a PyTorch file holds the state dict, '' where it is found.
     `profile` is that of the inputs, `profiles` are what ``[[profiles]]`` says; see `engine_profiles`.
     """
 
@@ -138,6 +139,7 @@ class Recipe:
     arguments: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
     weights: Path | None = None
     weights_sha256: str = ""
+    weights_key: str = ""
     preprocessing: Preprocessing = Preprocessing()
     distributions: Mapping[str, Distribution] = field(default_factory=lambda: _NOTHING)
     profile: ShapeProfile | None = None

@@ -24,7 +24,8 @@ def dump_recipe(recipe: Recipe) -> str:
     document["arguments"] = dict(recipe.arguments)
     if recipe.weights is not None:
         file = recipe.weights.relative_to(recipe.folder).as_posix()
-        document["weights"] = {"file": file, "sha256": recipe.weights_sha256}
+        entry = {"file": file, "sha256": recipe.weights_sha256, "key": recipe.weights_key}
+        document["weights"] = {key: value for key, value in entry.items() if value}
     document["inputs"] = [_input(recipe, spec) for spec in recipe.inputs]
     document["profiles"] = [_profile(profile) for profile in recipe.profiles]
     document["preprocessing"] = _preprocessing(recipe.preprocessing)

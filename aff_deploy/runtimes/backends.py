@@ -80,6 +80,8 @@ TENSORRT_RTX = Backend(
     compute_capabilities=("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
     default_capabilities=("8.0", "8.6", "8.9", "12.0+"),
 )
+FIRST_FP8_CAPABILITY = (8, 9)
+"""The oldest GPU architecture that computes in fp8."""
 BACKENDS = (TENSORRT, TENSORRT_RTX)
 """In order of preference."""
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import onnx
 
 CPU = ("CPUExecutionProvider",)
+WRONG_OPTIMIZERS = ["ReluQuantRewrite"]
+"""Of ONNX Runtime 1.32: it drops a Relu in front of a QuantizeLinear to fp8, without a warning."""
 
 TYPES = {
     "tensor(float)": "float32",
@@ -109,7 +111,7 @@ class OnnxRuntimeRunner:
         except Exception:
             raise ModelError("the model in memory is over 2 GB", fix="save it with external data and give its path") from None
         try:
-            session = ort.InferenceSession(source, options, providers=list(providers))
+            session = ort.InferenceSession(source, options, providers=list(providers), disabled_optimizers=WRONG_OPTIMIZERS)
         except Exception as error:  # its exceptions share no base class
             raise ModelError(
                 f"ONNX Runtime cannot load {label}: {_reason(error)}", fix="check or export the model again"

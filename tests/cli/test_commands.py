@@ -11,6 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from aff_deploy.artifact import sha256
+from aff_deploy.runtimes.backends import TENSORRT_RTX, is_installed
 from tests.cli.process import Run, error_line, runner
 from tests.networks import write_network
 
@@ -128,9 +129,11 @@ def test_validate_refuses_what_does_not_fit(house: Path, here: Run) -> None:
 def test_deploy(house: Path, here: Run) -> None:
     ran = here("deploy", "recipe.toml", "-o", "out")
     assert ran.returncode == 0, ran.stderr
+    engine = ["model.engine", "model.engine.json"] if is_installed(TENSORRT_RTX) else []
     assert sorted(path.name for path in (house / "out").iterdir()) == [
-        *("manifest.json", "model.onnx", "model.onnx.json", "recipe.toml", "report.html"),
+        *("manifest.json", *engine, "model.onnx", "model.onnx.json", "recipe.toml", "report.html"),
     ]
+    assert ("model.engine, fp16 proven" in ran.stdout) == bool(engine)
     assert "1 aff; 0 refused" in ran.stdout
     assert "report    out/report.html" in ran.stdout
     assert "compare with eager PyTorch" in ran.stderr

@@ -8,7 +8,7 @@ import sys
 
 from tests.cli.process import Run, error_line
 
-COMMANDS = ("deploy", "export", "optimize", "inspect", "validate", "convert-weights", "doctor")
+COMMANDS = ("deploy", "export", "optimize", "inspect", "validate", "convert-weights", "build-engine", "doctor")
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "onnx_graphsurgeon", "numpy", "rich", "sklearn"}
 
 
@@ -52,6 +52,7 @@ def test_doctor(run: Run) -> None:
     assert versions["onnx"]
     assert versions["torch"]
     assert found["commands"]["optimize, inspect"] is True
-    assert found["missing"] == []
+    assert "pip install 'aff-deploy[cpu]'" not in found["missing"]
+    assert found["commands"]["validate, deploy"] is True
     assert "CPUExecutionProvider" in found["providers"]
     assert "onnx-graphsurgeon" in run("doctor").stdout

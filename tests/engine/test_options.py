@@ -9,6 +9,7 @@ import pytest
 from aff_deploy.engine.options import BuildOptions, check_options
 from aff_deploy.errors import UsageError
 from aff_deploy.runtimes.backends import TENSORRT, TENSORRT_RTX
+from aff_deploy.spec import Precision
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,13 @@ def test_an_architecture_that_rtx_does_not_know_is_refused() -> None:
 def test_numbers_out_of_range_are_refused(options: BuildOptions) -> None:
     with pytest.raises(UsageError):
         check_options(options, TENSORRT_RTX)
+
+
+def test_old_gpus_have_no_fp8() -> None:
+    options = BuildOptions(compute_capabilities=("8.6",))
+    check_options(options, TENSORRT_RTX, Precision.INT8)
+    with pytest.raises(UsageError, match=r"capability 8\.6 have no fp8"):
+        check_options(options, TENSORRT_RTX, Precision.FP8)
 
 
 def test_a_manifest_names_what_was_chosen() -> None:

@@ -1,0 +1,38 @@
+"""Numbers of fp32 as the nearest of a half-precision type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from onnx import TensorProto, numpy_helper
+
+from aff_deploy.precision.wide import FP16_TINY
+from aff_deploy.runtimes import Array
+
+
+def rounded(tensor: TensorProto, half: int) -> TensorProto:
+    """An fp32 tensor as the nearest of `half`; what is not zero stays so, for it may guard a division."""
+    values = numpy_helper.to_array(tensor)
+    data = _ROUNDING[half](values)
+    return TensorProto(name=tensor.name, dims=tensor.dims, data_type=half, raw_data=np.ascontiguousarray(data).tobytes())
+
+
+def _float16_bits(values: Array) -> Array:
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = values.astype("<f2")
+    lost = (narrow == 0) & (values != 0)
+    return np.asarray(np.where(lost, np.copysign(np.float16(FP16_TINY), values.astype(np.float32)).astype("<f2"), narrow))
+
+
+def _bfloat16_bits(values: Array) -> Array:
+    bits = np.ascontiguousarray(values, "<f4").view("<u4")
+    nearest_even = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
+    return np.asarray(np.where(np.isnan(values), quiet, nearest_even).astype("<u2"))
+
+
+_ROUNDING: Mapping[int, Callable[[Array], Array]] = {
+    TensorProto.FLOAT16: _float16_bits,
+    TensorProto.BFLOAT16: _bfloat16_bits,
+}
