@@ -112,6 +112,10 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder", fix="give the name of a file")
+    if path.exists() and not path.is_file():
+        raise OutputError(
+            f"cannot write {path}: it is a device or a pipe, and would be replaced", fix="give the name of a file"
+        )
     try:
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         with tempfile.TemporaryFile(dir=folder):

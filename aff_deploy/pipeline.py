@@ -85,8 +85,8 @@ class _Clock:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def stage(self, name: str, text: str) -> Iterator[None]:
-        if self.progress is not None:
+    def stage(self, name: str, text: str = "") -> Iterator[None]:
+        if self.progress is not None and text:
             self.progress(text)
         start = time.perf_counter()
         yield
@@ -200,7 +200,7 @@ def _build_engine(recipe: Recipe, network: Network, model: ModelProto, artifact:
         profiles=check_profiles(network.inputs, recipe.engine_profiles),
     )
     try:
-        with clock.stage("engine", f"{settings.precision} engine by {backend.title}"), _eager(network) as eager:
+        with clock.stage("engine"), _eager(network) as eager:
             built = build_engine(
                 model,
                 artifact.path.with_name(ENGINE_FILE),
@@ -210,6 +210,7 @@ def _build_engine(recipe: Recipe, network: Network, model: ModelProto, artifact:
                 observed_on=data.observed_on,
                 observed=data.observed,
                 compared_on=data.compared_on,
+                compared=data.compared,
                 progress=clock.progress,
             )
     except MissingDependency as error:

@@ -73,6 +73,13 @@ class Runtime:
         self.library, self.logger, self.engine_host_code_allowed = library, log, True
         library.born(self, "runtime")
 
+    def get_plugin_registry(self) -> Any:
+        return SimpleNamespace(load_library=self._load_library)
+
+    def _load_library(self, path: str) -> object:
+        self.library.events.append(("plugins", path))
+        return None if "plugins" in self.library.fail else object()
+
     def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
         self.library.events.append(("host code", self.engine_host_code_allowed, plan))
         if "deserialize" in self.library.fail:

@@ -125,6 +125,10 @@ def build_engine(
         list[str] | None,
         typer.Option("--compute-capability", metavar="8.9", help="A GPU architecture to build for (TensorRT-RTX only)."),
     ] = None,
+    plugin: Annotated[
+        Path | None,
+        typer.Option("--plugin", metavar="LIB", help="libaff_deploy.so, the fused operator's plugin (TensorRT only)."),
+    ] = None,
     strip_weights: Annotated[bool, typer.Option("--strip-weights", help="Leave the weights out (TensorRT only).")] = False,
     no_tf32: Annotated[bool, typer.Option("--no-tf32", help="No TF32 in fp32 convolutions.")] = False,
     keep_typed: Annotated[
@@ -162,6 +166,7 @@ def build_engine(
             timing_cache=timing_cache,
             compute_capabilities=tuple(compute_capability or ()),
             strip_weights=strip_weights,
+            plugin=plugin,
             tf32=not no_tf32,
         )
         check_options(options, chosen, precision)
@@ -194,6 +199,7 @@ def build_engine(
             observed_on=found.observed_on,
             observed=found.observed,
             compared_on=found.compared_on,
+            compared=found.compared,
             progress=step,
             phase=step.detail,
         )
@@ -227,7 +233,10 @@ def _of_file(path: Path, against: str | None, given: Given) -> tuple[onnx.ModelP
     from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
     loaded = load_onnx(path)
-    origin = {"file": path.name, "sha256": sha256(path)}
+    # Where exporters and `save_onnx` put the weights of a large model.
+    beside = path.with_name(f"{path.name}.data")
+    companions = {beside.name: sha256(beside)} if beside.is_file() else {}
+    origin = {"file": path.name, "sha256": sha256(path), "companions": companions}
     model = optimize(loaded).model
     if against is None:
         return model, origin, OnnxRuntimeRunner(path), None
@@ -265,14 +274,17 @@ def summary(built: BuiltEngine) -> list[str]:
     """What was built and proven, in lines for a person."""
     facts, proof = built.artifact.manifest, built.proof
     size = f"{facts['bytes'] / 1e6:.1f} MB, weights {facts['weights_bytes'] / 1e6:.1f} MB"
+    wide = len(proof.wide_by_design)
     counted = f"{proof.in_precision} of {proof.nodes} convolutions and products in {proof.precision}"
+    counted += f", {wide} wide by design" if wide else ""
     lines = [
         f"{built.artifact.path}: {proof.precision} engine by {facts['backend']} {facts['library_version']}, {size}",
         f"  proof     {counted}, read from {proof.read_from}",
         f"  GPUs      compute capability {', '.join(facts['compute_capabilities'])}",
     ]
     for check in facts["checks"]:
-        lines.append(f"  parity    {check['what']} on {check['on']}, against {check['against']}, {check['samples']} samples:")
+        on = f"{check['what']} on {check['on']}"
+        lines.append(f"  parity    {on}, against {check['against']}, {check['samples']} samples ({check['data']}):")
         for output in check["outputs"]:
             lines.append(
                 f"            output {output['name']!r} differs by at most {output['max_abs']:.2g} "

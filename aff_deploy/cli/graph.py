@@ -10,6 +10,7 @@ import typer
 
 from aff_deploy.cli.console import Steps, claim_output, print_json, table, working
 from aff_deploy.cli.options import Json
+from aff_deploy.errors import UsageError
 
 
 def optimize(
@@ -19,9 +20,14 @@ def optimize(
     verify: Annotated[
         bool, typer.Option("--verify", help="After each pass, compare with the input file on ONNX Runtime.")
     ] = False,
+    plugin: Annotated[
+        bool, typer.Option("--plugin", help="Write compiled kernels for the TensorRT plugin into the fused calls.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Fold, clean up and fuse an ONNX file."""
+    if plugin and no_fuse:
+        raise UsageError("--plugin has nothing to write into with --no-fuse", fix="leave one of them out")
     claim_output(output, source)
     with Steps() as step, working():
         step(f"read {source.name}")
@@ -38,16 +44,27 @@ def optimize(
             after_pass = pass_verifier(model)
         step("run the passes" + (", each verified on ONNX Runtime" if verify else ""))
         result = run_passes(model, fuse=not no_fuse, after_pass=after_pass)
+        document, optimised = result.to_dict(), result.model
+        if plugin:
+            step("compile kernels")
+            from aff_deploy.passes.kernels import attach_kernels
+
+            attached = attach_kernels(optimised)
+            optimised = attached.model
+            native = [{"name": name, "reason": reason} for name, reason in attached.native]
+            document["kernels"] = {"sites": list(attached.plugin), "native": native}
         step("write the file")
-        facts = {"source": {"file": source.name, "sha256": sha256(source)}, **result.to_dict(), "verified": verify}
-        save_onnx(result.model, output, facts)
-    document = result.to_dict()
+        facts = {"source": {"file": source.name, "sha256": sha256(source)}, **document, "verified": verify}
+        save_onnx(optimised, output, facts)
     if as_json:
         print_json(document)
         return
     rows = [(p["name"], p["rewrites"], p["nodes"], f"{1000 * p['seconds']:.0f} ms") for p in document["passes"]]
     print(table(rows, ("pass", "rewrites", "nodes", "time")))
     print_sites(document)
+    if plugin:
+        print(f"kernels: {len(document['kernels']['sites']) or 'none'}")
+        print(table([(site["name"], site["reason"]) for site in document["kernels"]["native"]]))
     proven = ", verified after each pass" if verify else ""
     print(f"{output}: {before} nodes before, {len(result.model.graph.node)} after{proven}")
 

@@ -30,6 +30,8 @@ def inspect(
         print_json(document)
     else:
         show(file, document)
+    if document.get("problem"):
+        raise typer.Exit(3)
 
 
 def _describe_model(file: Path) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def _print_engine(file: Path, document: Mapping[str, Any]) -> None:
         rows: list[tuple[str, object]] = [
             ("built by", f"{facts['backend']} {facts['library_version']}, from {facts['onnx'].get('file') or 'a network'}"),
             ("GPUs", f"compute capability {', '.join(facts['compute_capabilities'])}"),
-            ("precision", f"{precision['asked']} asked, {precision['proven'] or 'none'} proven"),
+            ("precision", f"{precision['asked']} asked, {precision['proven'] or 'none'} proven{_counted(precision)}"),
             ("weights", f"{facts['weights_bytes']} bytes"),
         ]
         rows += [("options", f"{name} {value}") for name, value in facts["options"].items()]
@@ -83,6 +85,8 @@ def _print_engine(file: Path, document: Mapping[str, Any]) -> None:
                 rows.append(("profile", f"{name}: {', '.join(sizes)}"))
         rows += [("seconds", ", ".join(f"{stage} {seconds}" for stage, seconds in facts["seconds"].items()))]
         print(table(rows))
+        kept = facts["typed"].get("kept_wide", ())
+        print(table([("kept fp32", f"{site['name']}: {site['reason']}") for site in kept]), end="\n" if kept else "")
     if document["proven"] is not None:
         for check in document["proven"]["checks"]:
             passed = "ok" if check["passed"] else "FAILED"
@@ -91,3 +95,13 @@ def _print_engine(file: Path, document: Mapping[str, Any]) -> None:
         print(f"  NOT LOADABLE: {document['problem']}; {document['fix']}")
     else:
         print("  intact: the file is the one that its manifest describes")
+
+
+def _counted(precision: Mapping[str, Any]) -> str:
+    proof = precision.get("proof")
+    if not isinstance(proof, Mapping):
+        return ""
+    wide = len(proof["wide_by_design"])
+    return f": {proof['in_precision']} of {proof['nodes']} convolutions and products" + (
+        f", {wide} wide by design" if wide else ""
+    )

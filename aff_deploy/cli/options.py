@@ -19,22 +19,23 @@ if TYPE_CHECKING:
     from aff_deploy.recipe import Recipe
 
 Weights = Annotated[
-    "Path | None",
+    Path | None,
     typer.Option("--weights", metavar="FILE", help="Weights to use instead of the recipe's (.safetensors, .pt, .params)."),
 ]
 Arguments = Annotated[
-    list[str] | None,  # not as text, which Typer would not take for a list
+    list[str] | None,
     typer.Option("--arguments", metavar="KEY=VALUE", help="An argument of the network (JSON); repeat for several."),
 ]
 Key = Annotated[
-    "str | None", typer.Option("--key", metavar="NAME", help="In a PyTorch file, where the weights lie, such as model_ema.")
+    str | None, typer.Option("--key", metavar="NAME", help="In a PyTorch file, where the weights lie, such as model_ema.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 NETWORK = "a bundled name, a recipe path, module:callable or file.py:callable"
 UNTRAINED = "the reference was initialised from a seed, because no --weights was given: give those that the file was made with"
-Atol = Annotated["float | None", typer.Option("--atol", min=0, help="Absolute tolerance.")]
-Rtol = Annotated["float | None", typer.Option("--rtol", min=0, help="Tolerance relative to the output's scale.")]
-MinCosine = Annotated["float | None", typer.Option("--min-cosine", min=-1, max=1, help="Smallest cosine similarity.")]
+# Types, not their names: Typer checks no range of what it cannot resolve.
+Atol = Annotated[float | None, typer.Option("--atol", min=0, help="Absolute tolerance.")]
+Rtol = Annotated[float | None, typer.Option("--rtol", min=0, help="Tolerance relative to the output's scale.")]
+MinCosine = Annotated[float | None, typer.Option("--min-cosine", min=-1, max=1, help="Smallest cosine similarity.")]
 
 
 @dataclass(frozen=True)

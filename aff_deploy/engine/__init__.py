@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aff_deploy.artifact import Artifact, manifest_path, sha256, staged_file
+from aff_deploy.artifact import Artifact, check_writable, manifest_path, sha256, staged_file
 from aff_deploy.engine.build import Plan, build_plan
 from aff_deploy.engine.interface import tensor_specs
 from aff_deploy.engine.listing import Listing, read_inspector, read_log
@@ -34,6 +34,8 @@ from aff_deploy.validate import ValidationReport, validate
 
 if TYPE_CHECKING:
     import onnx
+
+    from aff_deploy.passes.kernels import Attached
 
 __all__ = [
     "BuildOptions",
@@ -120,6 +122,7 @@ def build_engine(
     observed_on: Batches,
     observed: str,
     compared_on: Batches,
+    compared: str = "",
     progress: Callable[[str], None] | None = None,
     phase: Callable[[str], None] | None = None,
 ) -> BuiltEngine:
@@ -132,7 +135,7 @@ def build_engine(
         source: the manifest's ``onnx``: name and hash of the file that `model` came from.
         reference: what is right, usually eager PyTorch.
         observed_on, observed: data on which the ranges of tensors are observed (for int8: calibrated), and what to call it.
-        compared_on: data on which the typed model is compared with `reference`.
+        compared_on, compared: data on which the typed model is compared with `reference`, and what to call it.
         progress: called with a line of text as each stage begins.
         phase: called with the builder's phases, at most twice a second.
 
@@ -143,6 +146,8 @@ def build_engine(
     """
     backend = request.backend
     check_options(request.options, backend, request.precision)
+    if request.options.timing_cache is not None:
+        check_writable(request.options.timing_cache)
     load(backend)
     clock = _Clock(progress)
     with staged_file(out) as staged, tempfile.TemporaryDirectory(prefix="aff-deploy-") as scratch:
@@ -155,13 +160,18 @@ def build_engine(
                 checked_by = candidate.name
                 validation = validate(reference, candidate, compared_on, request.tolerance)
             _require_valid(validation, request.precision, reference.name)
+        carried = _with_kernels(typed.model) if request.options.plugin is not None else None
+        calls = carried.calls if carried is not None else frozenset[str]()
         typed_file = (staged.parent if request.keep_typed else Path(scratch)) / f"{out.name}.onnx"
-        _save(typed.model, typed_file)
+        _save(typed.model if carried is None else carried.model, typed_file)
         gc.collect()
         with clock.stage("build", f"build the engine with {backend.title} {version(backend)}"):
             plan = build_plan(typed_file, backend, request.profiles, request.options, progress=phase)
         with clock.stage("prove", "read back what was built"):
-            proofs = [prove(typed.model, listing, request.precision, plan.weight_bytes) for listing in plan.listings]
+            proofs = [
+                prove(typed.model, listing, request.precision, plan.weight_bytes, plugin_calls=calls)
+                for listing in plan.listings
+            ]
             for proof in proofs:
                 proof.require()
             if not proofs:
@@ -169,7 +179,7 @@ def build_engine(
                     f"{request.precision} cannot be proven: the builder reported no layers", fix="nothing was written"
                 )
         clock.seconds |= {f"build_{name}": value for name, value in plan.seconds.items()}
-        check = {"what": "typed ONNX", "on": checked_by, "against": reference.name, **validation.to_dict()}
+        check = {"what": "typed ONNX", "on": checked_by, "against": reference.name, "data": compared, **validation.to_dict()}
         facts = {
             "backend": backend.name,
             "library_version": version(backend),
@@ -180,6 +190,7 @@ def build_engine(
             **_interface(typed.model),
             "profiles": [{"min": dict(p.min), "opt": dict(p.opt), "max": dict(p.max)} for p in request.profiles],
             "options": request.options.to_dict(),
+            **({} if carried is None else {"plugin": _describe_plugin(request.options, carried)}),
             "checks": [check],
             "weights_bytes": plan.weight_bytes or 0,
             "warnings": list(plan.warnings)[:20],
@@ -187,10 +198,13 @@ def build_engine(
         }
         manifest = write_engine(plan.plan, staged, facts)
         if not (not_run := _why_not_run(staged)):
-            with clock.stage("run", "run the engine and compare"), TensorRTRunner(staged) as runner:
+            with (
+                clock.stage("run", "run the engine and compare"),
+                TensorRTRunner(staged, plugin=request.options.plugin) as runner,
+            ):
                 on_gpu = validate(reference, runner, compared_on, request.tolerance)
                 _require_valid(on_gpu, request.precision, reference.name)
-            facts["checks"] = [check, {"what": "engine", "on": runner.name, "against": reference.name, **on_gpu.to_dict()}]
+            facts["checks"] = [check, {**check, "what": "engine", "on": runner.name, **on_gpu.to_dict()}]
             manifest = write_engine(plan.plan, staged, facts)
     return BuiltEngine(Artifact(out, manifest), proofs[0], validation, typed, clock.seconds, not_run)
 
@@ -204,14 +218,28 @@ def _why_not_run(engine: Path) -> str:
     return ""
 
 
+def _with_kernels(model: onnx.ModelProto) -> Attached:
+    """Kernels for the plugin in every call that gains by them; those compiled for 8.0 run on all later GPUs."""
+    from aff_deploy.passes.kernels import attach_kernels
+
+    return attach_kernels(model)
+
+
+def _describe_plugin(options: BuildOptions, carried: Attached) -> dict[str, Any]:
+    library = options.plugin
+    assert library is not None, "kernels are attached for a plugin"
+    native = [{"name": name, "reason": reason} for name, reason in carried.native]
+    return {"file": library.name, "sha256": sha256(library), "sites": list(carried.plugin), "native": native}
+
+
 def _require_valid(validation: ValidationReport, precision: Precision, against: str) -> None:
     if not validation.passed:
         first, *others = validation.failures
         more = f" (and {len(others)} more)" if others else ""
-        raise CheckFailed(
-            f"the {precision} model differs from {against}: {first}{more}",
-            fix="nothing was written; keep nodes in fp32 with --keep-wide, calibrate on other data, or allow more with --rtol",
-        )
+        fix = "keep nodes in fp32 with --keep-wide, give real data with --calib, or allow more with --rtol"
+        if precision is Precision.FP32:
+            fix = "check the model with: aff-deploy validate"
+        raise CheckFailed(f"the {precision} model differs from {against}: {first}{more}", fix=f"nothing was written; {fix}")
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:

@@ -130,6 +130,8 @@ def _build(
     log = _Log()
     logger = _logger(backend, log)
     builder = _builder(backend, logger, log)
+    if options.plugin is not None and builder.get_plugin_registry().load_library(str(options.plugin)) is None:
+        raise build_failure(backend, log.errors or [f"the plugin library {options.plugin} does not load"])
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     start = time.perf_counter()

@@ -25,12 +25,14 @@ class EngineData:
         observed_on: for ranges and calibration; empty for fp32, which needs neither.
         observed: what `observed_on` is, in words.
         compared_on: for the comparison with the reference.
+        compared: what `compared_on` is, in words.
         evaluation: how many of the first batches of `compared_on` are the recipe's evaluation data.
     """
 
     observed_on: Sequence[Mapping[str, Array]]
     observed: str
     compared_on: Sequence[Mapping[str, Array]]
+    compared: str
     evaluation: int = 0
 
 
@@ -64,13 +66,15 @@ def engine_data(
     # Noise lies outside the ranges that real data was calibrated on, and says nothing of answers on real data.
     if data is None and not (quantised and compared and calib != SEEDED):
         compared += seeded_feeds(inputs, samples=COMPARED_SAMPLES, recipe=recipe, sizes=free_sizes(inputs))
+    parts = [data.name] if data is not None else ["evaluation data"] * bool(count) + ["seeded"] * (len(compared) > count)
+    words, count = " and ".join(parts), count if data is None else 0
     if precision is Precision.FP32:
-        return EngineData((), "", compared, count if data is None else 0)
+        return EngineData((), "", compared, words, count)
     source = calib
     if source is None and not quantised and not _has_real_data(recipe):
         source = SEEDED
     calibration = load_calibration(source, inputs, recipe)
-    return EngineData(calibration.batches, calibration.described, compared, count if data is None else 0)
+    return EngineData(calibration.batches, calibration.described, compared, words, count)
 
 
 def _has_real_data(recipe: Recipe | None) -> bool:

@@ -26,6 +26,7 @@ class BuildOptions:
         timing_cache: file of measured kernel times, read where it exists and written after the build.
         compute_capabilities: which GPUs the engine is for, such as ``("8.6", "8.9")``.
         strip_weights: leave the weights out; they are put in before use.
+        plugin: library of the fused operator's TensorRT plugin, built from ``plugins/``.
         tf32: whether float32 convolutions may round their inputs to 10 bits of mantissa.
     """
 
@@ -36,13 +37,15 @@ class BuildOptions:
     timing_cache: Path | None = None
     compute_capabilities: tuple[str, ...] = ()
     strip_weights: bool = False
+    plugin: Path | None = None
     tf32: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without what was left at its default."""
         chosen: dict[str, Any] = {name: value for name, value in vars(self).items() if value != getattr(DEFAULTS, name)}
-        if self.timing_cache is not None:
-            chosen["timing_cache"] = self.timing_cache.name
+        for name in ("timing_cache", "plugin"):
+            if isinstance(path := getattr(self, name), Path):
+                chosen[name] = path.name
         if self.compute_capabilities:
             chosen["compute_capabilities"] = list(self.compute_capabilities)
         return chosen
@@ -63,6 +66,8 @@ def check_options(options: BuildOptions, backend: Backend, precision: Precision 
         raise UsageError(f"--builder-optimization-level {options.optimization_level} is out of range", fix="give 0 to 5")
     if options.workspace is not None and options.workspace < 1:
         raise UsageError(f"--workspace {options.workspace} is no size", fix="give MiB, 1 or more")
+    if options.plugin is not None and not options.plugin.is_file():
+        raise UsageError(f"there is no plugin library {options.plugin}", fix="build it: docs/plugin.md says how")
     known = backend.compute_capabilities
     for capability in options.compute_capabilities:
         if capability not in known:
@@ -87,6 +92,11 @@ def _refused(options: BuildOptions, backend: Backend) -> Iterator[tuple[str, str
             options.version_compatible,
             backend.version_compatible,
             "leave it out, and build again for another version",
+        ),
+        "--plugin": (
+            options.plugin,
+            backend.plugins,
+            "leave it out: it takes no plugins, and expands the fused operator instead",
         ),
         "--strip-weights": (options.strip_weights, backend.strip_weights, "leave it out, or use --backend tensorrt"),
         "--compute-capability": (

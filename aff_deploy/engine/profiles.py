@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
+import re
 from collections.abc import Mapping, Sequence
 
 from aff_deploy.errors import UsageError
 from aff_deploy.runtimes import shape_text
-from aff_deploy.spec import ShapeProfile, TensorSpec
+from aff_deploy.spec import MAX_ELEMENTS, ShapeProfile, TensorSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
 USUAL_BATCH, LARGEST_BATCH = 8, 32
@@ -24,14 +26,14 @@ def parse_shapes(option: str, words: Sequence[str]) -> tuple[dict[str, tuple[int
     """
     profiles: list[dict[str, tuple[int, ...]]] = []
     for word in (part for words_ in words for part in words_.split(",")):
-        try:
-            spec = TensorSpec.parse(word)
-        except UsageError as error:
-            raise UsageError(f"{option} {word}: {error.message}", fix="write NAME:1x3x224x224") from None
-        place = next((profile for profile in profiles if spec.name not in profile), None)
+        match = re.fullmatch(r"(?P<name>.+):(?P<shape>[0-9]+(x[0-9]+)*)", word.strip())
+        if match is None:
+            raise UsageError(f"cannot read {option} {word!r}", fix="write NAME:1x3x224x224")
+        name = match["name"]
+        place = next((profile for profile in profiles if name not in profile), None)
         if place is None:
             profiles.append(place := {})
-        place[spec.name] = tuple(d for d in spec.shape if isinstance(d, int))
+        place[name] = tuple(int(d) for d in match["shape"].split("x"))
     return tuple(profiles)
 
 
@@ -57,9 +59,9 @@ def profiles_from_options(
             bounds = [shapes.get(spec.name) for shapes in (lows, usuals, highs)]
             if not any(bounds):
                 continue
-            middle = bounds[1] or (bounds[2] if bounds[0] is None else bounds[0] if bounds[2] is None else None)
+            middle = bounds[1]
             if middle is None:
-                raise UsageError(f"input {spec.name!r} has no opt shape", fix=f"add --opt-shapes {spec.name}:…")
+                raise UsageError(f"input {spec.name!r} has no opt shape", fix=f"add --opt-shapes {spec.name}:1x...")
             for shapes, bound in zip(chosen, bounds, strict=True):
                 shapes[spec.name] = bound or middle
         profiles.append(ShapeProfile(*chosen))
@@ -73,6 +75,10 @@ def check_profiles(inputs: Sequence[TensorSpec], profiles: Sequence[ShapeProfile
         UsageError: a dynamic input without shapes, or shapes that do not fit an input or each other.
     """
     dynamic = [spec for spec in inputs if spec.is_dynamic]
+    names = [spec.name for spec in inputs]
+    for name in (name for p in profiles for shapes in (p.min, p.opt, p.max) for name in shapes):
+        if name not in names:
+            raise UsageError(f"shapes are given for {name!r}, which is no input", fix=f"the inputs are {', '.join(names)}")
     if not dynamic:
         for spec in inputs:
             for profile in profiles:
@@ -90,8 +96,9 @@ def check_profiles(inputs: Sequence[TensorSpec], profiles: Sequence[ShapeProfile
             if spec.is_dynamic and spec.name not in profile.opt:
                 raise UsageError(f"no shapes for the dynamic input {spec.name!r}", fix=f"add {_suggestion(spec)}")
             _check(spec, profile)
+            usual = profile.opt.get(spec.name) or spec.concrete()
             for shapes, given in zip(bounds, (profile.min, profile.opt, profile.max), strict=True):
-                shapes[spec.name] = given.get(spec.name) or spec.concrete()
+                shapes[spec.name] = given.get(spec.name) or usual
         complete.append(ShapeProfile(*bounds))
     return tuple(complete)
 
@@ -102,6 +109,12 @@ def _check(spec: TensorSpec, profile: ShapeProfile) -> None:
         fits = len(shape) == len(spec.shape) and all(
             isinstance(d, str) or d == s for d, s in zip(spec.shape, shape, strict=True)
         )
+        sizes_fit = all(type(d) is int and d >= 1 for d in shape) and math.prod(shape) <= MAX_ELEMENTS
+        if not sizes_fit:
+            raise UsageError(
+                f"{shape_text(shape)} is no shape for input {spec.name!r}",
+                fix=f"sizes are 1 or more, {MAX_ELEMENTS} elements at most",
+            )
         if not fits:
             raise UsageError(
                 f"shape {shape_text(shape)} does not fit input {spec.name!r}", fix=f"its shape is {shape_text(spec.shape)}"

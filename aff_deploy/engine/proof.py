@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from aff_deploy.engine.listing import Layer, Listing
 from aff_deploy.errors import CheckFailed
+from aff_deploy.onnx_data import iter_graphs, nested_graphs
 from aff_deploy.spec import Precision
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ COMPUTED_IN: Mapping[Precision, str] = {
     Precision.INT8: "int8",
     Precision.FP8: "float8",
 }
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+WEIGHTED = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
 """The nodes that are held to their type: they hold the weights and nearly all of the arithmetic."""
 
 
@@ -60,7 +61,8 @@ class Proof:
 
     @property
     def passed(self) -> bool:
-        return not self.dissent and not self.unseen and (self.in_precision > 0 or self.nodes == 0)
+        # Without a node that is seen in the precision, nothing is proven of it; fp32 is what engines are anyway.
+        return not self.dissent and not self.unseen and (self.in_precision > 0 or self.precision is Precision.FP32)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -75,26 +77,45 @@ class Proof:
         if self.passed:
             return
         if self.dissent:
-            named = ", ".join(f"{d.layer} ({d.node}: {' and '.join(d.found) or 'no type'})" for d in self.dissent[:5])
-            more = f" and {len(self.dissent) - 5} more" if len(self.dissent) > 5 else ""
+            named = ", ".join(f"{d.node} asks for {d.asked}, layer {d.layer} reads {_types(d.found)}" for d in self.dissent[:5])
+            more = f", and {len(self.dissent) - 5} more" if len(self.dissent) > 5 else ""
+            narrowed = all(d.asked == "float32" for d in self.dissent) and self.precision is not Precision.FP32
             raise CheckFailed(
-                f"the engine is not {self.precision}: {len(self.dissent)} of {self.nodes} weighted nodes are of another type: "
-                f"{named}{more}",
-                fix="nothing was written; another precision, or another version of the builder, may do better",
+                f"the engine does not compute in the types of the {self.precision} model: {named}{more}",
+                fix="nothing was written; "
+                + (
+                    "the builder narrows a node that stands alone between casts: keep its neighbours in fp32 too, or none"
+                    if narrowed
+                    else "another precision, or another version of the builder, may do better"
+                ),
             )
         if self.unseen:
             raise CheckFailed(
                 f"{self.precision} cannot be proven: no layer of the engine names {', '.join(self.unseen[:5])}",
                 fix="nothing was written; please report it with the model",
             )
-        kept = ", ".join(self.wide_by_design[:5])
+        kept = f" was kept in another type ({', '.join(self.wide_by_design[:5])})" if self.nodes else " there is"
         raise CheckFailed(
-            f"nothing in the engine is {self.precision}: every weighted node was kept in another type ({kept})",
-            fix="nothing was written; ask for fp32, or for bf16, which has the range of fp32",
+            f"nothing in the engine is seen to be {self.precision}: every convolution or product{kept}",
+            fix="nothing was written; build it without a precision option" + _OTHERS.get(self.precision, ""),
         )
 
 
-def prove(model: onnx.ModelProto, listing: Listing, precision: Precision, weight_bytes: int | None) -> Proof:
+def _types(found: tuple[str, ...]) -> str:
+    return " and ".join(found) or "nothing"
+
+
+_OTHERS = {Precision.FP16: ", or with --bf16, which has the range of fp32"}
+
+
+def prove(
+    model: onnx.ModelProto,
+    listing: Listing,
+    precision: Precision,
+    weight_bytes: int | None,
+    *,
+    plugin_calls: Collection[str] = (),
+) -> Proof:
     """Hold the layers of an engine against the typed model that it was built from.
 
     A layer computes a node in some type when it reads tensors of that type: accumulators, scales and
@@ -105,8 +126,11 @@ def prove(model: onnx.ModelProto, listing: Listing, precision: Precision, weight
         listing: what the engine holds.
         precision: what was asked for.
         weight_bytes: size of the engine's weights, where it is known.
+        plugin_calls: names of the calls that a plugin computes, as one layer each.
     """
-    expected = expected_types(model)
+    expected = expected_types(model, plugin_calls)
+    # Layers of nested graphs have names of the builder's own; the typed model keeps such graphs in fp32.
+    nested = tuple(_parser_name(node) for graph in _nested(model) for node in graph.node if node.op_type in WEIGHTED)
     wanted = COMPUTED_IN[precision]
     layers: dict[str, list[Layer]] = {}
     for layer in listing.layers:
@@ -123,9 +147,10 @@ def prove(model: onnx.ModelProto, listing: Listing, precision: Precision, weight
             dissent.append(Dissent(node, holding[0].name, dtype, tuple(dict.fromkeys(holding[0].inputs))))
     return Proof(
         precision=precision,
-        nodes=len(expected),
+        nodes=len(expected) + len(nested),
         in_precision=honoured,
-        wide_by_design=tuple(node for node, dtype in expected.items() if dtype != wanted),
+        wide_by_design=tuple(node for node, dtype in expected.items() if dtype != wanted)
+        + (nested if precision is not Precision.FP32 else ()),
         dissent=tuple(dissent),
         unseen=tuple(unseen),
         weight_bytes=weight_bytes,
@@ -133,10 +158,10 @@ def prove(model: onnx.ModelProto, listing: Listing, precision: Precision, weight
     )
 
 
-def expected_types(model: onnx.ModelProto) -> dict[str, str]:
+def expected_types(model: onnx.ModelProto, plugin_calls: Collection[str] = ()) -> dict[str, str]:
     """The type in which each weighted node should compute, by the name that TensorRT's parser gives it.
 
-    A node in a local function is called ``node_of_OUTPUT | CALL (FUNCTION)``.
+    A node in a local function is called ``node_of_OUTPUT | CALL (FUNCTION)``; a call that a plugin computes keeps its own.
     """
     from aff_deploy.onnx_file import infer_types
 
@@ -146,13 +171,21 @@ def expected_types(model: onnx.ModelProto) -> dict[str, str]:
     functions = {function.name: function for function in model.functions}
     expected: dict[str, str] = {}
     for node in model.graph.node:
-        if node.op_type in functions:
+        if node.name in plugin_calls:
+            expected[node.name] = _type_of(node.input[0], types, producers)
+        elif node.op_type in functions:
             inner = [_parser_name(n) for n in functions[node.op_type].node if n.op_type in WEIGHTED]
             dtype = _type_of(node.input[0], types, producers)
             expected |= {f"{name} | {_parser_name(node)} ({node.op_type})": dtype for name in inner}
         elif node.op_type in WEIGHTED and node.domain in ("", "ai.onnx"):
             expected[_parser_name(node)] = _type_of(node.input[0], types, producers)
-    return {name: dtype for name, dtype in expected.items() if dtype}
+    return expected
+
+
+def _nested(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    for node in model.graph.node:
+        for graph in nested_graphs(node):
+            yield from iter_graphs(graph)
 
 
 def _parser_name(node: onnx.NodeProto) -> str:
@@ -171,9 +204,10 @@ def _type_of(tensor: str, types: Mapping[str, int], producers: Mapping[str, onnx
             tensor = quantiser.input[2]
     names: dict[int | None, str] = {
         TensorProto.FLOAT: "float32",
+        TensorProto.DOUBLE: "float32",  # engines have nothing wider
         TensorProto.FLOAT16: "float16",
         TensorProto.BFLOAT16: "bfloat16",
         TensorProto.INT8: "int8",
         TensorProto.FLOAT8E4M3FN: "float8",
     }
-    return names.get(types.get(tensor), "")
+    return names.get(types.get(tensor), "unknown")

@@ -140,6 +140,8 @@ def read_engine_manifest(path: Path) -> EngineManifest:
         raise EngineError(f"manifest {beside} is not an engine's: {error}", fix=again) from None
     if manifest["seal"] != _seal(manifest):
         raise EngineError(f"manifest {beside} was changed after it was written: its seal does not fit", fix=again)
+    if parsed.proven not in (None, parsed.asked):
+        raise EngineError(f"manifest {beside} says that {parsed.asked} was asked for and {parsed.proven} proven", fix=again)
     return parsed
 
 
@@ -173,11 +175,14 @@ def _parse(path: Path, manifest: Mapping[str, Any]) -> EngineManifest:
     ):
         if not re.fullmatch("[0-9a-f]{64}", _typed(where, key, str, "")):
             raise ValueError(f"{key!r} is no SHA-256")
-    if manifest["bytes"] < 1:
-        raise ValueError(f"'bytes' is {manifest['bytes']}")
+    if manifest["bytes"] < 1 or manifest["weights_bytes"] < 0:
+        raise ValueError(f"'bytes' is {manifest['bytes']}, 'weights_bytes' {manifest['weights_bytes']}")
+    for key in ("backend", "library_version"):
+        if not re.fullmatch(r"[\w.+-]{1,64}", manifest[key], re.ASCII):
+            raise ValueError(f"{key!r} is {manifest[key][:64]!r}")
     _check_onnx_facts(manifest["onnx"])
     capabilities = tuple(manifest["compute_capabilities"])
-    if not capabilities or any(not isinstance(c, str) or not re.fullmatch(r"\d{1,3}\.\d\+?", c) for c in capabilities):
+    if not capabilities or any(not isinstance(c, str) or not re.fullmatch(r"[0-9]{1,3}\.[0-9]\+?", c) for c in capabilities):
         raise ValueError(f"'compute_capabilities' is {list(capabilities)!r}, not a list like ['8.6', '12.0+']")
     precision = manifest["precision"]
     proven = precision.get("proven", "")
@@ -187,6 +192,9 @@ def _parse(path: Path, manifest: Mapping[str, Any]) -> EngineManifest:
         outputs = tuple(_spec(value) for value in manifest["outputs"])
     except AffDeployError as error:
         raise ValueError(error.message) from None
+    names = [spec.name for spec in (*inputs, *outputs)]
+    if not outputs or len(set(names)) != len(names):
+        raise ValueError("its inputs and outputs are not one or more, each of its own name")
     profiles = tuple(_profile(value, inputs) for value in manifest["profiles"])
     if not profiles and any(spec.is_dynamic for spec in inputs):
         raise ValueError("'profiles' is empty, but an input has a dynamic shape")
@@ -219,8 +227,8 @@ def _spec(value: object) -> TensorSpec:
     if not isinstance(value, dict):
         raise ValueError("an input or output is not an object")
     shape = _typed(value, "shape", list, "tensor ")
-    if any(isinstance(dim, bool) or not isinstance(dim, (int, str)) or dim == "" for dim in shape):
-        raise ValueError(f"'shape' is {shape!r}: sizes and names are expected")
+    if len(shape) > 8 or any(isinstance(dim, bool) or not isinstance(dim, (int, str)) or dim == "" for dim in shape):
+        raise ValueError(f"'shape' is {str(shape)[:80]}: up to eight sizes and names are expected")
     return TensorSpec(_typed(value, "name", str, "tensor "), tuple(shape), _typed(value, "dtype", str, "tensor "))
 
 

@@ -107,10 +107,11 @@ def optimize(
 
 
 def inspect_model(model: onnx.ModelProto) -> dict[str, Any]:
-    """The document of ``inspect --json``: operators, fusions (made or possible), refusals, inputs, outputs."""
+    """The document of ``inspect --json``: operators, nodes once optimised, fusions (made or possible), refusals, ends."""
     found = optimize(model)
     return {
         "ops": count_ops(model),
+        "nodes": [node.name or node.output[0] for node in found.model.graph.node],
         "fusions": [fusion.to_dict() for fusion in found.fusions],
         "rejected": [asdict(rejection) for rejection in found.rejected],
         "inputs": list(describe_values(list(model.graph.input))),

@@ -11,7 +11,7 @@ from onnx import ModelProto, TensorProto
 from aff_deploy.errors import UsageError
 from aff_deploy.onnx_file import check_onnx
 from aff_deploy.passes.functions import attach_functions
-from aff_deploy.precision.ends import half_ends, require_half_ends
+from aff_deploy.precision.ends import exact_inputs, half_ends, require_half_ends
 from aff_deploy.precision.half import to_half
 from aff_deploy.precision.ranges import Range, observe_ranges
 from aff_deploy.precision.rounding import rounding_model
@@ -39,7 +39,7 @@ class Typed:
     Attributes:
         model: the model, its fusions written for a GPU.
         precision: what was asked for.
-        io: the type of float inputs and outputs, ``fp32`` or ``fp16``.
+        io: the type of float inputs and outputs, ``fp32`` or ``fp16``; inputs that integers are computed from stay fp32.
         kept_wide: nodes and fusion calls that stay in fp32, and why.
         observed: on what data ranges were observed, in words.
         notes: what else a person should know.
@@ -102,12 +102,13 @@ def to_precision(
     else:
         from aff_deploy.precision.quantize import quantize
 
-        typed = quantize(model, precision, batches, keep_wide=keep_wide)
+        typed, kept = quantize(model, precision, batches, keep_wide=keep_wide)
         attach_functions(typed, target="gpu")
-        kept = tuple(KeptWide(name, "asked for") for name in keep_wide)
     if io == "fp16":
-        require_half_ends(model, batches)
-        half_ends(typed)
+        exact = exact_inputs(model)
+        require_half_ends(model, batches, exact)
+        half_ends(typed, exact)
+        notes += tuple(f"input {name!r} stays fp32: integers are computed from it" for name in sorted(exact))
         check_onnx(typed, "the typed model")
     return Typed(typed, precision, io, kept, observed, notes)
 

@@ -18,9 +18,10 @@ from collections.abc import Set as AbstractSet
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from aff_deploy.onnx_file import overridable
 from aff_deploy.precision.prepare import opset_of
 from aff_deploy.precision.values import rounded
-from aff_deploy.precision.wiring import ONNX_DOMAINS, fresh, inlined, tensor_types, with_weights
+from aff_deploy.precision.wiring import ONNX_DOMAINS, fresh, inlined, names_of, reads, tensor_types, with_weights
 from aff_deploy.runtimes import Array
 from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
@@ -33,8 +34,9 @@ def correct_biases(
 ) -> int:
     """Change the biases of convolutions and Gemms to suit weights that will be rounded; returns how many.
 
-    A bias that several nodes read stays as it is: its nodes have different inputs. Border positions, where
-    padding takes the place of data, keep the error that they have.
+    A bias that several nodes read stays as it is: its nodes have different inputs; so does one that leaves the model
+    as an output, or that a caller may override, and one whose node's input has no finite mean. Border positions,
+    where padding takes the place of data, keep the error that they have.
 
     Args:
         model: of fp32, its nodes named, fusion calls in the convex form; changed in place.
@@ -43,8 +45,11 @@ def correct_biases(
         wide: names of nodes and fusion calls whose weights stay as they are.
     """
     flat, owners = inlined(model)
-    weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}
-    readers = Counter(name for node in flat.graph.node for name in node.input)
+    constants = (tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT)
+    defaults = overridable(model)
+    weights = {tensor.name: tensor for tensor in constants if tensor.name not in defaults}
+    readers = Counter(name for node in flat.graph.node for name in reads(node))
+    readers.update(value.name for value in flat.graph.output)
     nodes = [
         node
         for node in flat.graph.node
@@ -56,6 +61,8 @@ def correct_biases(
     corrected = {
         node.input[2]: _corrected(node, weights, half, means[node.input[0]]) for node in nodes if node.input[0] in means
     }
+    # Of weights near the end of fp32 even a finite mean may make an infinite bias.
+    corrected = {name: bias for name, bias in corrected.items() if np.isfinite(bias).all()}
     for tensor in model.graph.initializer:
         if tensor.name in corrected:
             tensor.CopyFrom(numpy_helper.from_array(corrected[tensor.name], tensor.name))
@@ -78,10 +85,10 @@ def _attribute(node: NodeProto, name: str, default: float) -> float:
 def _observe_means(
     flat: ModelProto, model: ModelProto, nodes: Sequence[NodeProto], batches: Sequence[Mapping[str, Array]]
 ) -> dict[str, Array]:
-    """The mean of each node's input over all but its channels, axis 1, float64."""
+    """The mean of each node's input over all but its channels, axis 1, float64; only of those where it is finite."""
     graph = flat.graph
     types = tensor_types(flat)
-    taken = {*types, *(tensor.name for tensor in model.graph.initializer)}
+    taken = names_of(graph) | {tensor.name for tensor in model.graph.initializer}
     statistics: dict[str, str] = {}
     del graph.output[:]
     for name in dict.fromkeys(node.input[0] for node in nodes):
@@ -104,12 +111,16 @@ def _observe_means(
     rows = 0
     with OnnxRuntimeRunner(with_weights(flat, model)) as runner:
         for batch in batches:
-            count = len(next(iter(batch.values())))
+            # Scalars have no rows, and a model may have no inputs at all.
+            count = next((len(array) for array in batch.values() if np.ndim(array)), 1)
+            found = runner.infer(batch)
+            if not count:
+                continue
             rows += count
-            for statistic, value in runner.infer(batch).items():
+            for statistic, value in found.items():
                 name = statistics[statistic]
                 sums[name] = sums.get(name, np.zeros(())) + count * value.astype(np.float64)
-    return {name: total / rows for name, total in sums.items()}
+    return {name: total / rows for name, total in sums.items() if np.isfinite(total).all()}
 
 
 def _corrected(node: NodeProto, weights: Mapping[str, TensorProto], half: int, mean: Array) -> Array:
@@ -123,4 +134,5 @@ def _corrected(node: NodeProto, weights: Mapping[str, TensorProto], half: int, m
         summed = change.reshape(groups, len(exact) // groups, exact.shape[1], -1).sum(axis=3, dtype=np.float64)
         moved = np.einsum("goi,gi->go", summed, mean.reshape(groups, -1)).reshape(-1)
     bias = numpy_helper.to_array(weights[node.input[2]]).astype(np.float64) - moved
-    return np.asarray(bias.astype(np.float32))
+    with np.errstate(over="ignore"):
+        return np.asarray(bias.astype(np.float32))

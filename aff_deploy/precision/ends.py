@@ -3,32 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from aff_deploy.errors import DataError
+from aff_deploy.onnx_file import infer_types
+from aff_deploy.precision.exact import counting
 from aff_deploy.precision.tidy import cast_target
-from aff_deploy.precision.wide import FP16_MAX
-from aff_deploy.precision.wiring import fresh, reads, rename_reads, replace_nodes
+from aff_deploy.precision.values import FP16_MAX
+from aff_deploy.precision.wiring import fresh, names_of, reads, rename_reads, replace_nodes
 from aff_deploy.runtimes import Array
 from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
 
-def half_ends(model: ModelProto) -> None:
-    """Make every fp32 input and output of `model` float16, in place; casts lie between them and what is not."""
+def exact_inputs(model: ModelProto) -> frozenset[str]:
+    """fp32 inputs that integers are computed from, element by element: float16 would make other integers of them."""
+    _, tensors = counting(model.graph, {name: kind.elem_type for name, kind in infer_types(model).items()})
+    return frozenset(value.name for value in model.graph.input if value.name in tensors)
+
+
+def half_ends(model: ModelProto, exact: AbstractSet[str] = frozenset()) -> None:
+    """Make fp32 inputs and outputs of `model` float16, in place; casts lie between them and what is not.
+
+    Args:
+        model: of any precision.
+        exact: names of inputs that stay fp32, as `exact_inputs` finds them.
+    """
     graph = model.graph
-    taken = {out for node in graph.node for out in node.output} | {tensor.name for tensor in graph.initializer}
-    taken |= {value.name for value in (*graph.input, *graph.value_info)}
+    taken = names_of(graph) | {value.name for value in graph.value_info}
     stored = {tensor.name: tensor for tensor in graph.initializer}
+    inputs = {value.name: value for value in graph.input}
+    for value in graph.output:
+        if value.name in stored and value.name not in inputs:
+            stored[value.name].name = fresh(f"{value.name}_value", taken)
+            for node in graph.node:
+                rename_reads(node, {value.name: stored[value.name].name})
+            graph.node.add(op_type="Identity", input=[stored[value.name].name], output=[value.name])
     for value in graph.input:
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT and value.name not in exact:
             _half_input(graph, value, taken)
             if value.name in stored:
                 default = numpy_helper.to_array(stored[value.name]).astype(np.float16)
                 stored[value.name].CopyFrom(numpy_helper.from_array(default, value.name))
     for value in graph.output:
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+        if value.name in inputs:
+            value.type.tensor_type.elem_type = inputs[value.name].type.tensor_type.elem_type
+        elif value.type.tensor_type.elem_type == TensorProto.FLOAT:
             _half_output(graph, value, taken)
     replace_nodes(graph, list(graph.node))
 
@@ -84,8 +106,8 @@ def _note(graph: GraphProto, like: ValueInfoProto, name: str) -> None:
     noted.type.tensor_type.elem_type = TensorProto.FLOAT
 
 
-def require_half_ends(model: ModelProto, batches: Sequence[Mapping[str, Array]]) -> None:
-    """Refuse inputs or outputs that float16 does not reach.
+def require_half_ends(model: ModelProto, batches: Sequence[Mapping[str, Array]], exact: AbstractSet[str] = frozenset()) -> None:
+    """Refuse inputs or outputs that float16 does not reach, but for inputs that stay fp32 (`exact`).
 
     Raises:
         DataError: naming the one that does not fit.
@@ -94,7 +116,7 @@ def require_half_ends(model: ModelProto, batches: Sequence[Mapping[str, Array]])
     with OnnxRuntimeRunner(model) as runner:
         for batch in batches:
             for name, array in (*batch.items(), *runner.infer(batch).items()):
-                if array.dtype.kind == "f":
+                if array.dtype.kind == "f" and name not in exact:
                     reach[name] = max(reach.get(name, 0.0), float(np.max(np.abs(array), initial=0.0)))
     for name, value in reach.items():
         if not value <= FP16_MAX:

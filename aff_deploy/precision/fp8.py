@@ -20,7 +20,8 @@ def to_fp8(model: ModelProto, wide: ModelProto, *, largest_by_scale: Mapping[str
     """Retype an int8 model in place.
 
     Args:
-        model: as `aff_deploy.precision.quantize` makes it: symmetric, weights int8 initializers named after those of `wide`.
+        model: of opset `OPSET` at least, as `aff_deploy.precision.quantize` makes it: symmetric, weights int8 initializers
+            named after those of `wide`.
         wide: the float32 model, whose weights are rounded anew.
         largest_by_scale: the largest magnitude of each quantised activation, by the name of its scale.
     """
@@ -41,9 +42,6 @@ def to_fp8(model: ModelProto, wide: ModelProto, *, largest_by_scale: Mapping[str
         if constants[zero].data_type == TensorProto.INT8:
             shape = tuple(constants[zero].dims)
             constants[zero].CopyFrom(_fp8_tensor(zero, shape, bytes(int(np.prod(shape, dtype=np.int64)))))
-    for entry in [*model.opset_import, *(entry for function in model.functions for entry in function.opset_import)]:
-        if entry.domain in ("", "ai.onnx"):
-            entry.version = max(entry.version, OPSET)
     model.ir_version = max(model.ir_version, 9)
 
 
@@ -53,7 +51,8 @@ def _round_weight(values: np.ndarray, axis: int | None) -> tuple[np.ndarray, byt
 
     others = tuple(i for i in range(values.ndim) if i != axis) if axis is not None else None
     largest = np.abs(values).max(axis=others)
-    scales = (np.where(largest == 0, 1, largest) / LARGEST).astype(np.float32)
+    # A channel that is dead, or as good as, has no scale in normal numbers: it becomes zero.
+    scales = (np.where(largest < LARGEST * np.finfo(np.float32).tiny, LARGEST, largest) / LARGEST).astype(np.float32)
     shape = [-1 if i == axis else 1 for i in range(values.ndim)] if axis is not None else ()
     scaled = np.clip(values / scales.reshape(shape), -LARGEST, LARGEST)
     return scales, scaled.astype(ml_dtypes.float8_e4m3fn).tobytes()

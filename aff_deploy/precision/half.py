@@ -18,11 +18,12 @@ from aff_deploy.onnx_file import check_onnx
 from aff_deploy.passes.functions import attach_functions
 from aff_deploy.precision.bias import correct_biases
 from aff_deploy.precision.prepare import prepared
-from aff_deploy.precision.ranges import observe_ranges
+from aff_deploy.precision.ranges import observe_ranges, require_finite
 from aff_deploy.precision.tidy import without_round_trips
 from aff_deploy.precision.values import rounded
+from aff_deploy.precision.weights import require_finite_weights
 from aff_deploy.precision.wide import KeptWide, faint, kept_wide
-from aff_deploy.precision.wiring import fresh, reads, rename_reads, replace_nodes, require_size
+from aff_deploy.precision.wiring import fresh, names_of, reads, rename_reads, replace_nodes, require_size
 from aff_deploy.runtimes import Array
 
 HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -54,6 +55,8 @@ def to_half(
         UsageError: `keep_wide` names no node.
     """
     require_size(model)
+    require_finite_weights(model)
+    require_finite(batches)
     typed, notes = prepared(model, half)
     ranges = observe_ranges(typed, batches) if half == TensorProto.FLOAT16 else None
     kept = kept_wide(typed, half, ranges=ranges, observed=observed, asked=keep_wide)
@@ -112,7 +115,7 @@ def _separate_weights(graph: GraphProto, wide: AbstractSet[str]) -> None:
         scales = node.input[2] if node.op_type == "Resize" and len(node.input) > 2 else ""
         wide_reads += [(node, scales)] if scales in weights else []
         narrow_reads.update(name for name in node.input if name in weights and name != scales)
-    taken = {*weights, *(value.name for value in graph.input), *(out for node in graph.node for out in node.output)}
+    taken = names_of(graph)
     copies: dict[str, str] = {}
     for node, name in wide_reads:
         if name not in narrow_reads:
@@ -127,7 +130,7 @@ def _separate_weights(graph: GraphProto, wide: AbstractSet[str]) -> None:
 def _feed_nested(graph: GraphProto, weights: Mapping[str, int]) -> None:
     """Cast what nested graphs, which stay in fp32, read from outside."""
     elements = {value.name: value.type.tensor_type.elem_type for value in graph.value_info} | dict(weights)
-    taken = {*elements, *(out for node in graph.node for out in node.output)}
+    taken = {*elements, *names_of(graph)}
     cast: dict[str, str] = {}
     for node in list(graph.node):
         if not any(True for _ in nested_graphs(node)):

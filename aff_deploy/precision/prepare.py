@@ -5,24 +5,38 @@ It finds nodes by name, tensors by their noted types, and constants among the in
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
+import onnx.shape_inference
 import onnx.version_converter
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from onnx.inliner import inline_selected_functions
 
 from aff_deploy.errors import ModelError
 from aff_deploy.onnx_data import first_line, iter_graphs
-from aff_deploy.onnx_file import skeleton
+from aff_deploy.onnx_file import overridable, skeleton
 from aff_deploy.ops import DOMAIN
 from aff_deploy.passes.functions import attach_functions, attributes
-from aff_deploy.precision.wiring import ONNX_DOMAINS, fresh, replace_nodes, tensor_types, with_weights
+from aff_deploy.precision.wiring import (
+    ONNX_DOMAINS,
+    fresh,
+    names_of,
+    rename_reads,
+    replace_nodes,
+    require_unquantised,
+    tensor_types,
+    with_weights,
+)
 
 HALF_NAMES: Mapping[int, str] = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 # From which opset on a type can be used, and what is written where the model is older: CastLike is of 15,
 # convolutions of bfloat16 are of 22.
 _OPSETS: Mapping[int, tuple[int, int]] = {TensorProto.FLOAT16: (15, 17), TensorProto.BFLOAT16: (22, 22)}
+
+# How onnxruntime's converter calls what its casts make.
+_CONVERTERS_OWN = re.compile(r"_cast_to_fp(16|32)$|^graph_(in|out)put_cast_\d+$")
 
 
 def prepared(model: ModelProto, half: int) -> tuple[ModelProto, tuple[str, ...]]:
@@ -39,20 +53,18 @@ def prepared(model: ModelProto, half: int) -> tuple[ModelProto, tuple[str, ...]]
         The copy, and what was done that a person should know.
 
     Raises:
-        ModelError: it holds half precision already, nothing in fp32, or its opset cannot be raised.
+        ModelError: it holds half precision or 8-bit operators already, nothing in fp32, or its opset cannot be raised.
     """
-    light = skeleton(model)
-    if foreign := [(f.domain, f.name) for f in light.functions if f.domain != DOMAIN]:
-        light = inline_selected_functions(light, foreign)
-    del light.functions[:]
-    light, notes = _raised(light, half)
+    require_unquantised(model)
+    light, notes = raised(model, *_OPSETS[half], HALF_NAMES[half])
     _drop_unused_regions(light)
-    _free_outputs(light)
+    renamed = _free_outputs(light, model)
+    _free_converter_names(light, model, renamed)
     _constants_to_initializers(light)
     _name_nodes(light)
     attach_functions(light, form="convex")
     notes += _note_types(light)
-    return with_weights(light, model), tuple(notes)
+    return with_weights(light, model, renamed), tuple(notes)
 
 
 def opset_of(model: ModelProto) -> int:
@@ -60,19 +72,35 @@ def opset_of(model: ModelProto) -> int:
     return next((entry.version for entry in model.opset_import if entry.domain in ONNX_DOMAINS), 1)
 
 
-def _raised(light: ModelProto, half: int) -> tuple[ModelProto, list[str]]:
-    least, written = _OPSETS[half]
+def raised(model: ModelProto, least: int, written: int, what: str) -> tuple[ModelProto, list[str]]:
+    """A skeleton of a model in the opset that a type needs, and in words that it was brought there.
+
+    Other people's functions are expanded in it, and those of fusions taken out.
+
+    Args:
+        model: left as it is.
+        least: from which opset on it may stay as it is.
+        written: the opset that it is brought to.
+        what: the type.
+
+    Raises:
+        ModelError: onnx cannot bring it there.
+    """
+    light = skeleton(model)
+    if foreign := [(f.domain, f.name) for f in light.functions if f.domain != DOMAIN]:
+        light = inline_selected_functions(light, foreign)
+    del light.functions[:]
     before = opset_of(light)
     if before >= least:
         return light, []
     try:
-        raised = onnx.version_converter.convert_version(light, written)
-    except (RuntimeError, ValueError) as error:
+        converted = onnx.version_converter.convert_version(light, written)
+    except (RuntimeError, ValueError, onnx.version_converter.ConvertError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(
-            f"the model of opset {before} cannot be brought to {written}, as {HALF_NAMES[half]} needs: {first_line(error)}",
+            f"the model of opset {before} cannot be brought to {written}, as {what} needs: {first_line(error)}",
             fix=f"export it again with --opset {written}",
         ) from None
-    return raised, [f"the model was brought from ONNX opset {before} to {written}, which {HALF_NAMES[half]} needs"]
+    return converted, [f"the model was brought from ONNX opset {before} to {written}, which {what} needs"]
 
 
 def _drop_unused_regions(light: ModelProto) -> None:
@@ -84,27 +112,67 @@ def _drop_unused_regions(light: ModelProto) -> None:
                 node.input[1] = ""
 
 
-def _free_outputs(light: ModelProto) -> None:
+def _free_outputs(light: ModelProto, model: ModelProto) -> dict[str, str]:
     """Let a node make every output: an initializer that is one gets another name and an Identity.
+
+    Returns:
+        The new names of initializers, by their old ones.
 
     Raises:
         ModelError: an output is an input.
     """
     graph = light.graph
-    inputs = {value.name for value in graph.input}
-    stored = {tensor.name: tensor for tensor in graph.initializer}
+    defaults = overridable(model)
+    constants = {tensor.name for tensor in model.graph.initializer if tensor.name not in defaults}
+    inputs = {value.name for value in graph.input} - constants
+    taken = names_of(graph) | names_of(model.graph)
+    renamed: dict[str, str] = {}
     for value in graph.output:
         if value.name in inputs:
             raise ModelError(f"{value.name!r} is an input and an output", fix="take it out of the outputs")
-        if value.name in stored:
-            stored[value.name].name = f"{value.name}_value"
-            graph.node.add(op_type="Identity", input=[f"{value.name}_value"], output=[value.name])
+        if value.name in constants:
+            renamed[value.name] = fresh(f"{value.name}_value", taken)
+    _rename(graph, renamed)
+    for name, new in renamed.items():
+        graph.node.add(op_type="Identity", input=[new], output=[name])
+    return renamed
+
+
+def _free_converter_names(light: ModelProto, model: ModelProto, renamed: dict[str, str]) -> None:
+    """Rename what is called as onnxruntime's converter will call its casts; `renamed` is brought up to date.
+
+    Raises:
+        ModelError: an input or output is called so.
+    """
+    graph = light.graph
+    taken = names_of(graph)
+    defaults = overridable(model)
+    constants = {t.name: renamed.get(t.name, t.name) for t in model.graph.initializer if t.name not in defaults}
+    ends = {value.name for value in (*graph.input, *graph.output)} - set(constants.values())
+    made = {*constants.values(), *(out for node in graph.node for out in node.output), *ends}
+    names: dict[str, str] = {}
+    for name in sorted(filter(_CONVERTERS_OWN.search, made)):
+        if name not in ends:
+            names[name] = fresh(f"{name}_", taken)
+        elif _CONVERTERS_OWN.sub("", name) in {*made, ""}:
+            raise ModelError(f"{name!r} is called as casts will be", fix="rename that input or output")
+    _rename(graph, names)
+    renamed |= {name: names[now] for name, now in constants.items() if now in names}
+
+
+def _rename(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Give tensors of the main graph that are no outputs of it other names."""
+    for node in graph.node:
+        rename_reads(node, names)
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for value in (*graph.input, *graph.initializer, *graph.value_info):
+        value.name = names.get(value.name, value.name)
 
 
 def _constants_to_initializers(light: ModelProto) -> None:
     graph = light.graph
     outputs = {value.name for value in graph.output}
-    taken = {out for node in graph.node for out in node.output} | {value.name for value in graph.input}
+    taken = names_of(graph)
     kept: list[NodeProto] = []
     renamed: dict[str, str] = {}
     for node in graph.node:

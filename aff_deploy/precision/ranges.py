@@ -9,7 +9,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from aff_deploy.errors import DataError
-from aff_deploy.precision.wiring import fresh, inlined, require_size, tensor_types, with_weights
+from aff_deploy.precision.wiring import fresh, inlined, names_of, require_size, tensor_types, with_weights
 from aff_deploy.runtimes import Array, Feeds
 from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
@@ -57,6 +57,7 @@ def observe_ranges(model: ModelProto, batches: Sequence[Mapping[str, Array]]) ->
     """
     if not batches:
         raise DataError("there is no data to observe ranges on", fix="give at least one batch")
+    require_finite(batches)
     require_size(model)
     flat, owners = inlined(model)
     types = tensor_types(flat)
@@ -65,7 +66,7 @@ def observe_ranges(model: ModelProto, batches: Sequence[Mapping[str, Array]]) ->
     made = [out for node in graph.node if node.op_type != "Constant" for out in node.output if out]
     watched = [name for name in made if types[name].elem_type == TensorProto.FLOAT]
     del graph.output[:]
-    taken = {*types, *made}
+    taken = {*types, *names_of(graph)}
     statistics: dict[str, str] = {}
     for position, name in enumerate(watched):
         for which, op_type in enumerate(_STATISTICS):
@@ -87,6 +88,18 @@ def observe_ranges(model: ModelProto, batches: Sequence[Mapping[str, Array]]) ->
     }
 
 
+def require_finite(batches: Sequence[Mapping[str, Array]]) -> None:
+    """Refuse data with NaN or infinities.
+
+    Raises:
+        DataError: naming the input.
+    """
+    for batch in batches:
+        for name, array in batch.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise DataError(f"input {name!r} holds values that are not finite", fix="clean the data")
+
+
 def _add(
     extremes: dict[str, list[float]],
     batch: Feeds,
@@ -97,8 +110,6 @@ def _add(
 ) -> None:
     for name in inputs:
         if name in batch and batch[name].size:
-            if not np.isfinite(batch[name]).all():
-                raise DataError(f"input {name!r} holds values that are not finite", fix="clean the data")
             _widen(extremes[name], float(batch[name].min()), float(batch[name].max()))
     values = [(name, float(value)) for name, value in found.items()]
     for (statistic, low), (_, high), (_, total) in zip(values[0::3], values[1::3], values[2::3], strict=True):

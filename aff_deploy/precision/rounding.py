@@ -12,7 +12,16 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from aff_deploy.precision.prepare import HALF_NAMES
-from aff_deploy.precision.wiring import fresh, inlined, rename_reads, replace_nodes, require_size, tensor_types, with_weights
+from aff_deploy.precision.wiring import (
+    fresh,
+    inlined,
+    names_of,
+    rename_reads,
+    replace_nodes,
+    require_size,
+    tensor_types,
+    with_weights,
+)
 
 # Their results are among the numbers that went in, which were rounded before.
 _EXACT = frozenset(
@@ -48,7 +57,7 @@ def rounding_model(model: ModelProto) -> ModelProto:
         if tensor.data_type in HALF_NAMES and tensor.name not in inputs:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
     ends = inputs | {value.name for value in graph.output}
-    taken = {*halves, *ends, *(out for node in graph.node for out in node.output)}
+    taken = {*halves, *names_of(graph)}
     # An end keeps its name and its type; inside, its values go by another name.
     inner = {name: fresh(f"{name}_inside", taken) for name in halves if name in ends}
     nodes = [_cast(name, inner[name], TensorProto.FLOAT) for name in inner]

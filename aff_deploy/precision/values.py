@@ -7,12 +7,19 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
-from aff_deploy.precision.wide import FP16_TINY
 from aff_deploy.runtimes import Array
+
+FP16_MAX = 65504.0
+FP16_TINY = 6e-8
+"""The smallest positive fp16 number is 2 ** -24, about 5.96e-8."""
 
 
 def rounded(tensor: TensorProto, half: int) -> TensorProto:
-    """An fp32 tensor as the nearest of `half`; what is not zero stays so, for it may guard a division."""
+    """An fp32 tensor as the nearest of `half`.
+
+    What is not zero stays so, for it may guard a division; and what is finite stays so, for a mask of the lowest
+    fp32 number is not one of minus infinity, of which a softmax makes NaN.
+    """
     values = numpy_helper.to_array(tensor)
     data = _ROUNDING[half](values)
     return TensorProto(name=tensor.name, dims=tensor.dims, data_type=half, raw_data=np.ascontiguousarray(data).tobytes())
@@ -22,12 +29,16 @@ def _float16_bits(values: Array) -> Array:
     with np.errstate(over="ignore", under="ignore"):
         narrow = values.astype("<f2")
     lost = (narrow == 0) & (values != 0)
+    narrow = np.where(np.isfinite(values), np.clip(narrow, np.float16(-FP16_MAX), np.float16(FP16_MAX)), narrow)
     return np.asarray(np.where(lost, np.copysign(np.float16(FP16_TINY), values.astype(np.float32)).astype("<f2"), narrow))
 
 
 def _bfloat16_bits(values: Array) -> Array:
     bits = np.ascontiguousarray(values, "<f4").view("<u4")
     nearest_even = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    # Carried into infinity: 0x7F7F is the largest finite number.
+    carried = np.isfinite(values) & (nearest_even & np.uint32(0x7FFF) == np.uint32(0x7F80))
+    nearest_even = nearest_even - carried.astype(np.uint32)
     quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
     return np.asarray(np.where(np.isnan(values), quiet, nearest_even).astype("<u2"))
 

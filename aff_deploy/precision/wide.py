@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, defs, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, defs
 
 from aff_deploy.errors import UsageError
 from aff_deploy.onnx_data import nested_graphs
 from aff_deploy.ops import is_fusion
+from aff_deploy.precision.exact import counted, counting
 from aff_deploy.precision.prepare import HALF_NAMES, opset_of
 from aff_deploy.precision.ranges import Range
+from aff_deploy.precision.values import FP16_MAX, FP16_TINY
+from aff_deploy.precision.weights import misfits
 from aff_deploy.precision.wiring import ONNX_DOMAINS, reads
 from aff_deploy.recipe import nearest
 
-FP16_MAX = 65504.0
-FP16_TINY = 6e-8
-"""The smallest positive fp16 number is 2 ** -24, about 5.96e-8."""
 NEAR = FP16_MAX / 4
 """From here on a tensor is near fp16's limit: other data than the observed may well reach four times as far."""
 
@@ -30,14 +30,6 @@ SUMS = frozenset(
 )
 """Operators that add up as many numbers as a tensor has. Their input's range says nothing of the sum's."""
 
-# Operators whose result is known from whole numbers where that of all their inputs is.
-_ARITHMETIC = frozenset(
-    (
-        *("Add", "Sub", "Mul", "Div", "Pow", "Mod", "Neg", "Abs", "Floor", "Ceil", "Round", "Sqrt", "Min"),
-        *("Max", "Clip", "Reciprocal", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Concat", "Slice"),
-        *("Gather", "Expand", "Tile", "Identity", "Where", "Range", "Cast", "Log", "Exp", "Sin", "Cos"),
-    )
-)
 # Inputs that are fp32 whatever the others are.
 _ALWAYS_WIDE = {"Resize": (2,)}
 
@@ -69,7 +61,8 @@ def kept_wide(
     _require_names(graph, asked)
     elements = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)}
     elements |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-    counted = _counted(graph, elements)
+    whole = counted(graph, elements)
+    indices, _ = counting(graph, elements)
     sparse = {tensor.values.name for tensor in graph.sparse_initializer}
     strained = _strained(graph, ranges, observed) if ranges is not None else {}
     found = []
@@ -81,7 +74,8 @@ def kept_wide(
             strained.get(node.name, ""),
             _untakeable(node, half, opset_of(model), elements, sparse),
             f"{node.op_type} adds up many numbers" if node.op_type in SUMS and node.domain in ONNX_DOMAINS else "",
-            "computes sizes or positions, of which half precision holds few exactly" if node.name in counted else "",
+            "computes sizes or positions, of which half precision holds few exactly" if node.name in whole else "",
+            "integers are computed from it, which half precision would change" if node.name in indices else "",
         )
         if reason := next(filter(None, reasons), ""):
             found.append(KeptWide(node.name, reason))
@@ -125,35 +119,13 @@ def _untakeable(node: NodeProto, half: int, opset: int, elements: Mapping[str, i
     return ""
 
 
-def _counted(graph: GraphProto, elements: Mapping[str, int]) -> set[str]:
-    """Nodes that compute with numbers cast from integers and with constants alone."""
-    constants = {tensor.name for tensor in graph.initializer}
-    exact: set[str] = set()
-    nodes: set[str] = set()
-    for node in graph.node:
-        if node.op_type not in _ARITHMETIC or node.domain not in ONNX_DOMAINS:
-            continue
-        floats = [name for name in node.input if elements.get(name) == TensorProto.FLOAT and name not in constants]
-        from_integers = node.op_type == "Cast" and elements.get(node.input[0]) in _INTEGERS
-        if from_integers or (floats and exact.issuperset(floats)):
-            exact.update(node.output)
-            nodes.add(node.name)
-    return nodes
-
-
-_INTEGERS = frozenset(
-    getattr(TensorProto, name) for name in ("INT64", "INT32", "INT16", "INT8", "UINT64", "UINT32", "UINT16", "UINT8")
-)
-
-
 def _strained(graph: GraphProto, ranges: Mapping[str, Range], observed: str) -> dict[str, str]:
-    """Nodes that make or read a tensor at fp16's limit, or read a weight beyond it; why, by name."""
+    """Nodes that make or read a tensor at fp16's limit, or read a weight that fp16 does not hold; why, by name."""
     words = {name: _in_words(name, seen, observed) for name, seen in ranges.items() if seen.reach > NEAR}
     inside: dict[str, str] = {}
     for name, text in words.items():
         if ranges[name].owner:
             inside.setdefault(ranges[name].owner, text)
-    words |= {name: f"overflows: the weight {name!r} reaches {reach:.3g}, fp16 ends at 65504" for name, reach in _heavy(graph)}
     found: dict[str, str] = {}
     for node in graph.node:
         for name in (*node.output, *reads(node)):
@@ -161,6 +133,8 @@ def _strained(graph: GraphProto, ranges: Mapping[str, Range], observed: str) -> 
                 found.setdefault(node.name, words[name])
         if node.name in inside:
             found.setdefault(node.name, inside[node.name])
+    for node, text in misfits(graph):
+        found.setdefault(node.name, text)
     return found
 
 
@@ -168,15 +142,6 @@ def _in_words(name: str, seen: Range, observed: str) -> str:
     reach = "infinity in fp32 already" if np.isinf(seen.reach) else f"{seen.reach:.3g}"
     how = "overflows" if seen.reach > FP16_MAX else "near the limit"
     return f"{how}: {name!r} reaches {reach} on {observed}, fp16 ends at 65504"
-
-
-def _heavy(graph: GraphProto) -> Iterator[tuple[str, float]]:
-    for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
-            values = numpy_helper.to_array(tensor)
-            reach = float(np.max(np.abs(values), initial=0.0, where=np.isfinite(values)))
-            if reach > FP16_MAX:
-                yield tensor.name, reach
 
 
 def faint(ranges: Mapping[str, Range], observed: str) -> tuple[str, ...]:

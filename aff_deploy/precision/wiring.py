@@ -10,7 +10,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, Valu
 from onnx.inliner import inline_local_functions
 
 from aff_deploy.errors import MissingDependency, ModelError
-from aff_deploy.onnx_data import first_line, iter_tensors, nested_graphs, tensor_bytes
+from aff_deploy.onnx_data import first_line, iter_graphs, iter_tensors, nested_graphs, tensor_bytes
 from aff_deploy.onnx_file import MAX_MODEL_BYTES, infer_types, overridable, skeleton, sorted_nodes
 from aff_deploy.ops import is_fusion
 
@@ -47,6 +47,16 @@ def replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
     ordered = [NodeProto.FromString(node.SerializeToString()) for node in sorted_nodes(graph)]
     del graph.node[:]
     graph.node.extend(ordered)
+
+
+def names_of(graph: GraphProto) -> set[str]:
+    """Every tensor's name in a graph and in those nested in it."""
+    found: set[str] = set()
+    for part in iter_graphs(graph):
+        found.update(value.name for value in (*part.input, *part.output, *part.initializer))
+        found.update(tensor.values.name for tensor in part.sparse_initializer)
+        found.update(name for node in part.node for name in (*node.input, *node.output))
+    return found
 
 
 def fresh(name: str, taken: set[str]) -> str:
@@ -143,19 +153,27 @@ def inlined(model: ModelProto) -> tuple[ModelProto, dict[str, tuple[str, str]]]:
     return flat, owners
 
 
-def with_weights(light: ModelProto, model: ModelProto) -> ModelProto:
+def with_weights(light: ModelProto, model: ModelProto, renamed: Mapping[str, str] | None = None) -> ModelProto:
     """Put the initializers of `model` back into a skeleton of it, which is changed in place.
 
     What the skeleton lost besides (who made it, its metadata) comes back too.
+
+    Args:
+        light: the skeleton.
+        model: what it was made of.
+        renamed: new names that initializers have in the skeleton, by their names in `model`.
     """
     graph = light.graph
+    renamed = renamed or {}
     there = {tensor.name for tensor in graph.initializer}
-    absent = [tensor for tensor in model.graph.initializer if tensor.name not in there]
-    names = {tensor.name for tensor in absent} - overridable(model)
+    absent = [tensor for tensor in model.graph.initializer if renamed.get(tensor.name, tensor.name) not in there]
+    names = {renamed.get(tensor.name, tensor.name) for tensor in absent} - overridable(model)
     inputs = [value for value in graph.input if value.name not in names]
     del graph.input[:]
     graph.input.extend(inputs)
-    graph.initializer.extend(absent)
+    for tensor in absent:
+        graph.initializer.append(tensor)
+        graph.initializer[-1].name = renamed.get(tensor.name, tensor.name)
     for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
         setattr(light, field, getattr(model, field))
     graph.doc_string = model.graph.doc_string
@@ -163,6 +181,24 @@ def with_weights(light: ModelProto, model: ModelProto) -> ModelProto:
         del kept[:]
         kept.extend(source)
     return light
+
+
+QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")
+
+
+def require_unquantised(model: ModelProto) -> None:
+    """Refuse a model that holds 8-bit operators.
+
+    Raises:
+        ModelError: it does.
+    """
+    nodes = (node for graph in iter_graphs(model.graph) for node in graph.node)
+    inside = (node for function in model.functions for node in function.node)
+    if any(node.op_type in QUANTISED for node in (*nodes, *inside)):
+        raise ModelError(
+            "the model is quantised already: it holds QuantizeLinear or its like",
+            fix="build it without a precision option, or give the float32 model",
+        )
 
 
 def require_size(model: ModelProto) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from aff_deploy.artifact import sha256
 from aff_deploy.engine_file import EngineManifest, check_capability
 from aff_deploy.errors import EngineError, UsageError
 from aff_deploy.runtimes import shape_text
@@ -79,7 +81,29 @@ class Deserialized:
         self.runtime = None
 
 
-def deserialize(module: Any, plan: bytes, device: Cuda, manifest: EngineManifest, title: str) -> Deserialized:
+def plugin_of(manifest: EngineManifest, given: Path | None) -> Path | None:
+    """The plugin library that an engine needs: `given`, or the one beside the engine; None where it needs none.
+
+    Raises:
+        EngineError: it is not there, or not the library that the engine was built with.
+    """
+    needed = manifest.facts.get("plugin")
+    if not isinstance(needed, dict):
+        return None
+    library = given or manifest.path.with_name(Path(str(needed.get("file"))).name)
+    if not library.is_file():
+        raise EngineError(f"{manifest.path} needs the plugin library {library}, which is not there", fix="name it with plugin=")
+    if sha256(library) != needed.get("sha256"):
+        raise EngineError(
+            f"{library} is another plugin library than {manifest.path} was built with",
+            fix=f"build it again: {manifest.rebuild()}",
+        )
+    return library
+
+
+def deserialize(
+    module: Any, plan: bytes, device: Cuda, manifest: EngineManifest, title: str, plugin: Path | None = None
+) -> Deserialized:
     """The engine of `plan`, whose manifest was checked. Host code in it is refused.
 
     Args:
@@ -88,6 +112,7 @@ def deserialize(module: Any, plan: bytes, device: Cuda, manifest: EngineManifest
         device: where it will run.
         manifest: for messages.
         title: what messages call the library.
+        plugin: a library of plugins to register first.
 
     Raises:
         EngineError: the library does not load it, with its reason.
@@ -111,6 +136,10 @@ def deserialize(module: Any, plan: bytes, device: Cuda, manifest: EngineManifest
     # An engine may carry a library of its own, which would run here with the rights of this process.
     runtime.engine_host_code_allowed = False
     with device.turn():
+        if plugin is not None and runtime.get_plugin_registry().load_library(str(plugin)) is None:
+            raise EngineError(
+                f"{title} does not load the plugins of {plugin}: {reasons.reason()}", fix="build the library again"
+            )
         # The stubs leave out that it may be None.
         engine = cast("trt.ICudaEngine | None", runtime.deserialize_cuda_engine(plan))
     if engine is None:

@@ -15,7 +15,16 @@ from aff_deploy.errors import EngineError
 from aff_deploy.runtimes import Array, Feeds, check_feeds, shape_text
 from aff_deploy.runtimes.backends import load, version_of
 from aff_deploy.runtimes.cuda import Cuda, any_tensor, host_tensor, placed, shadow
-from aff_deploy.runtimes.loading import backend_of, check_gpu, check_tensors, deserialize, profiles_of, sizes, tensors_of
+from aff_deploy.runtimes.loading import (
+    backend_of,
+    check_gpu,
+    check_tensors,
+    deserialize,
+    plugin_of,
+    profiles_of,
+    sizes,
+    tensors_of,
+)
 from aff_deploy.runtimes.profiles import choose_profile
 from aff_deploy.spec import Precision, TensorSpec
 
@@ -49,6 +58,7 @@ class TensorRTRunner:
         onnx: the model that it must have been built from; by default the one beside it, where it lies there.
         precision: that it must be proven to have.
         device: number of the GPU.
+        plugin: library of the plugin that the engine was built with; by default the one beside it.
         cuda_graph: replay a CUDA graph instead of launching kernels one by one. A shape is captured when it comes the
             second time, `GRAPHS` shapes at most. None: where inputs and outputs have at most `GRAPH_BYTES`, on
             TensorRT; TensorRT-RTX captures by itself, and does so only on True.
@@ -68,6 +78,7 @@ class TensorRTRunner:
         onnx: Path | None = None,
         precision: Precision | None = None,
         device: int = 0,
+        plugin: Path | None = None,
         cuda_graph: bool | None = None,
         runtime_cache: Path | None = None,
     ) -> None:
@@ -77,6 +88,7 @@ class TensorRTRunner:
         self._path = engine
         self._manifest = loaded.manifest
         self._backend = backend_of(loaded.manifest)
+        library = plugin_of(loaded.manifest, plugin)
         module: Any = load(self._backend)
         check_library(loaded.manifest, self._backend.name, version_of(module))
         self._device = Cuda(device)
@@ -90,7 +102,7 @@ class TensorRTRunner:
         self._config: Any = None
         self._cache: Any = None
         self._cache_file = runtime_cache if self._backend.compiles_at_run_time else None
-        self._there = deserialize(module, loaded.plan, self._device, loaded.manifest, self.name)
+        self._there = deserialize(module, loaded.plan, self._device, loaded.manifest, self.name, library)
         try:
             check_tensors(tensors_of(self._engine), loaded.manifest)
             self._profiles = profiles_of(self._engine, loaded.manifest.inputs)

@@ -19,6 +19,7 @@ from aff_deploy.spec import Precision
         (BuildOptions(hardware_compatibility="ampere+"), "--hardware-compatibility"),
         (BuildOptions(version_compatible=True), "--version-compatible"),
         (BuildOptions(strip_weights=True), "--strip-weights"),
+        (BuildOptions(plugin=Path(__file__)), "--plugin"),
     ],
 )
 def test_rtx_refuses_what_only_tensorrt_has(options: BuildOptions, named: str) -> None:
@@ -42,6 +43,11 @@ def test_an_architecture_that_rtx_does_not_know_is_refused() -> None:
 def test_numbers_out_of_range_are_refused(options: BuildOptions) -> None:
     with pytest.raises(UsageError):
         check_options(options, TENSORRT_RTX)
+
+
+def test_a_plugin_library_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no plugin library"):
+        check_options(BuildOptions(plugin=tmp_path / "lib.so"), TENSORRT)
 
 
 def test_old_gpus_have_no_fp8() -> None:

@@ -22,7 +22,9 @@ def test_a_name_given_again_begins_another_profile() -> None:
     assert shapes() == ()
 
 
-@pytest.mark.parametrize("word", ["image", "image:1x", "image:axb", ":1x3", "image:1x3x-1"])
+@pytest.mark.parametrize(
+    "word", ["image", "image:1x", "image:axb", ":1x3", "image:1x3x-1", "image:1x3:float16", "image:1x3,", "image:\u0661x3"]
+)
 def test_a_shape_that_cannot_be_read_is_wrong_usage(word: str) -> None:
     with pytest.raises(UsageError, match="--opt-shapes"):
         shapes(word)
@@ -31,13 +33,18 @@ def test_a_shape_that_cannot_be_read_is_wrong_usage(word: str) -> None:
 def test_a_bound_left_out_is_the_opt_shape() -> None:
     (profile,) = profiles_from_options([IMAGE], (), shapes("image:4x3x8x8"), ())
     assert profile == ShapeProfile(*({"image": (4, 3, 8, 8)},) * 3)
-    (profile,) = profiles_from_options([IMAGE], (), (), shapes("image:4x3x8x8"))
-    assert profile.min == profile.opt == {"image": (4, 3, 8, 8)}
+    (profile,) = profiles_from_options([IMAGE], shapes("image:1x3x8x8"), shapes("image:4x3x8x8"), ())
+    assert (profile.min, profile.max) == ({"image": (1, 3, 8, 8)}, {"image": (4, 3, 8, 8)})
 
 
-def test_bounds_without_an_opt_shape_between_them_are_refused() -> None:
-    with pytest.raises(UsageError, match="no opt shape"):
-        profiles_from_options([IMAGE], shapes("image:1x3x8x8"), (), shapes("image:4x3x8x8"))
+@pytest.mark.parametrize("low", [(), ("image:1x3x8x8",)])
+@pytest.mark.parametrize("high", [(), ("image:4x3x8x8",)])
+def test_bounds_without_an_opt_shape_are_refused(low: tuple[str, ...], high: tuple[str, ...]) -> None:
+    if low or high:
+        with pytest.raises(UsageError, match="no opt shape"):
+            profiles_from_options([IMAGE], shapes(*low), (), shapes(*high))
+    else:
+        assert profiles_from_options([IMAGE], (), (), ()) == ()
 
 
 def test_a_name_that_is_no_input_is_refused() -> None:
@@ -71,3 +78,17 @@ def test_shapes_that_do_not_fit_are_refused(low: str, usual: str, high: str, mes
     given = profiles_from_options([IMAGE, FIXED], shapes(low), shapes(usual), shapes(high))
     with pytest.raises(UsageError, match=message):
         check_profiles([IMAGE, FIXED], given)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2**40, 1.5])
+def test_sizes_that_are_none_are_refused(size: int) -> None:
+    profile = ShapeProfile({"image": (1, 3, 8, 8)}, {"image": (1, 3, 8, 8)}, {"image": (size, 3, 8, 8)})
+    with pytest.raises(UsageError, match="is no shape for input 'image'"):
+        check_profiles([IMAGE], [profile])
+
+
+def test_profiles_made_in_python_may_leave_out_bounds_but_name_no_others() -> None:
+    (profile,) = check_profiles([IMAGE], [ShapeProfile({}, {"image": (4, 3, 8, 8)}, {})])
+    assert profile.min == profile.max == {"image": (4, 3, 8, 8)}
+    with pytest.raises(UsageError, match="'picture', which is no input"):
+        check_profiles([IMAGE], [ShapeProfile({}, {"image": (4, 3, 8, 8), "picture": (1,)}, {})])

@@ -55,8 +55,15 @@ def test_an_engine_that_follows_the_model_passes() -> None:
 
 def test_a_node_that_stayed_wide_fails_with_its_layer() -> None:
     found = proof(narrow="float16", wide="float32", call="float32")
-    with pytest.raises(CheckFailed, match=r"not fp16: 1 of 3 .* layer_call \(node_of_z \| site \(Gate\): float32\)"):
+    with pytest.raises(
+        CheckFailed, match=r"fp16 model: node_of_z \| site \(Gate\) asks for float16, layer layer_call reads float32"
+    ):
         found.require()
+
+
+def test_a_node_that_the_builder_narrowed_fails_too() -> None:
+    with pytest.raises(CheckFailed, match="keep its neighbours in fp32 too"):
+        proof(narrow="float16", wide="float16", call="float16").require()
 
 
 def test_a_node_that_no_layer_names_is_not_taken_on_trust() -> None:
@@ -66,8 +73,37 @@ def test_a_node_that_no_layer_names_is_not_taken_on_trust() -> None:
 
 def test_an_engine_in_which_nothing_is_of_the_precision_fails() -> None:
     found = prove(half_model(), listing(narrow="float16", wide="float32", call="float16"), Precision.BF16, None)
-    with pytest.raises(CheckFailed, match="nothing in the engine is bf16"):
+    with pytest.raises(CheckFailed, match="nothing in the engine is seen to be bf16"):
         found.require()
+
+
+def test_a_call_that_a_plugin_computes_is_one_layer() -> None:
+    model = half_model()
+    assert expected_types(model, {"site"}) == {"narrow": "float16", "wide": "float32", "site": "float16"}
+    layers = (Layer(name, "x", (dtype,), (), (), (name,)) for name, dtype in expected_types(model, {"site"}).items())
+    assert prove(model, Listing(tuple(layers), (), "a test"), Precision.FP16, None, plugin_calls={"site"}).passed
+
+
+NESTED = """<ir_version: 8, opset_import: ["" : 18]>
+m (bool c, float[1,4,2,2] x) => (float[1,4,2,2] out) <float[4,4,1,1] w> {
+    out = If (c) <then_branch = then () => (float[1,4,2,2] a) { [inside] a = Conv(x, w) },
+                  else_branch = other () => (float[1,4,2,2] b) { b = Relu(x) }>
+}"""
+
+
+def test_a_model_whose_products_all_lie_in_nested_graphs_is_not_taken_for_half_precision() -> None:
+    engine = Listing((Layer("l", "conv", ("float32",), (), (), ("l",)),), (), "a test")
+    found = prove(parser.parse_model(NESTED), engine, Precision.FP16, None)
+    assert (found.passed, found.nodes, found.wide_by_design) == (False, 1, ("inside",))
+    with pytest.raises(CheckFailed, match=r"nothing in the engine is seen to be fp16.*\(inside\); .*--bf16"):
+        found.require()
+    assert prove(parser.parse_model(NESTED), engine, Precision.FP32, None).passed
+
+
+def test_a_model_without_products_proves_nothing() -> None:
+    text = '<ir_version: 8, opset_import: ["" : 18]> m (float16[2] x) => (float16[2] out) { out = Relu(x) }'
+    engine = Listing((Layer("l", "kgen", ("float16",), (), (), ("node_of_out",)),), (), "a test")
+    assert not prove(parser.parse_model(text), engine, Precision.FP16, None).passed
 
 
 QUANTISED = """<ir_version: 8, opset_import: ["" : 18]>

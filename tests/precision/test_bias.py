@@ -7,8 +7,10 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper, parser
 
+from aff_deploy.errors import DataError
 from aff_deploy.passes import optimize
 from aff_deploy.precision.bias import correct_biases
+from aff_deploy.precision.half import to_half
 from aff_deploy.precision.prepare import prepared
 from aff_deploy.precision.values import rounded
 from aff_deploy.runtimes import Array
@@ -93,3 +95,49 @@ def test_wide_nodes_and_shared_biases_stay_as_they_are() -> None:
         out = Conv(a, w, b) }"""
     shared = random_weights(parser.parse_model(text), w=(4, 4, 1, 1), b=(4,))
     assert correct_biases(shared, TensorProto.FLOAT16, data(1)) == 0
+
+
+OTHERS = {
+    "read in a branch": """(float[n,4] x, bool c) => (float[n,4] y) { t = Gemm(x, w, b)
+        y = If(c) <then_branch = p () => (float[n,4] o) { o = Relu(t) },
+                   else_branch = q () => (float[n,4] r) { r = Add(t, b) }> }""",
+    "an output": "(float[n,4] x) => (float[n,4] y, float[4] b) { y = Gemm(x, w, b) }",
+    "a default": "(float[n,4] x, float[4] b) => (float[n,4] y) { y = Gemm(x, w, b) }",
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_bias_that_others_see_stays_as_it_is(case: str) -> None:
+    model = random_weights(parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> m {OTHERS[case]}'), w=(4, 4), b=(4,))
+    feeds = {"x": np.ones((2, 4), np.float32)} | ({"c": np.array(True)} if "branch" in case else {})
+    before = model.SerializeToString()
+    assert correct_biases(model, TensorProto.FLOAT16, [feeds]) == 0
+    assert model.SerializeToString() == before
+
+
+def test_means_that_are_not_finite_correct_nothing() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 18]> m (float[n,4] x) => (float[n,4] y) {
+        k = Constant<value_float = 3e38>() a = Mul(x, k) y = Gemm(a, w, b) }"""
+    model = random_weights(parser.parse_model(text), w=(4, 4), b=(4,))
+    before = model.SerializeToString()
+    # Finite values, whose sum is beyond fp32.
+    assert correct_biases(model, TensorProto.BFLOAT16, [{"x": np.ones((8, 4), np.float32)}]) == 0
+    assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_bfloat16_wants_finite_data_too(value: float) -> None:
+    model = convolutions(18)
+    with pytest.raises(DataError, match="'x' holds values that are not finite"):
+        to_half(model, TensorProto.BFLOAT16, batches=[{"x": np.full((1, 4, 6, 6), value, np.float32)}], observed="it")
+
+
+def test_inputs_without_rows_and_models_without_inputs() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 18]>
+    m (float s, float[n,4] x) => (float[n,4] y) { a = Mul(x, s) y = Gemm(a, w, b) }"""
+    model = random_weights(parser.parse_model(text), w=(4, 4), b=(4,))
+    feeds = {"s": np.array(3, np.float32), "x": np.ones((2, 4), np.float32)}
+    assert correct_biases(model, TensorProto.FLOAT16, [feeds]) == 1
+    text = '<ir_version: 8, opset_import: ["" : 18]> m () => (float[4,4] y) { a = Relu(w) y = Gemm(a, w, b) }'
+    model = random_weights(parser.parse_model(text), w=(4, 4), b=(4,))
+    assert correct_biases(model, TensorProto.FLOAT16, [{}]) == 1

@@ -21,7 +21,6 @@ from aff_deploy.ops import is_fusion
 from aff_deploy.passes import optimize
 from aff_deploy.precision import quantize as module
 from aff_deploy.precision.calibration import load_calibration
-from aff_deploy.precision.quantize import quantize
 from aff_deploy.precision.static import OP_TYPES
 from aff_deploy.recipe import Recipe
 from aff_deploy.runtimes.feeds import load_npz_feeds
@@ -32,6 +31,12 @@ from tests.passes.graphs import model_of
 from tests.support import randomise_batchnorm
 
 Array = Any
+
+
+def quantize(*arguments: Any, **options: Any) -> ModelProto:
+    return module.quantize(*arguments, **options)[0]
+
+
 BATCH = {"x": np.random.default_rng(1).normal(size=(4, 4, 6, 6)).astype(np.float32)}
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from aff_deploy.artifact import sha256
 from aff_deploy.errors import DataError, EngineError, MissingDependency
 from aff_deploy.runtimes import Runner
 from aff_deploy.runtimes import tensorrt as module
@@ -396,3 +397,24 @@ def test_without_a_gpu_a_good_engine_is_still_one(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(module, "load", lambda backend: Library(version="1.7.1.116").module())
     with pytest.raises(MissingDependency, match="NVIDIA GPU"):
         TensorRTRunner(tmp_path / "m.engine")
+
+
+def test_the_plugin_library_that_an_engine_was_built_with_is_registered_first(start: Start, tmp_path: Path) -> None:
+    library = tmp_path / "libaff_deploy.so"
+    library.write_bytes(b"plugins")
+    facts = {"plugin": {"file": library.name, "sha256": sha256(library)}}
+    fake = Library()
+    with start(fake, facts=facts) as runner:
+        np.testing.assert_array_equal(runner.infer({"x": X})["y"], X * 2)
+    order = [event[0] for event in fake.events if isinstance(event, tuple)]
+    assert order.index("plugins") < order.index("host code")
+    assert ("plugins", str(library)) in fake.events
+
+    with pytest.raises(EngineError, match="does not load the plugins of"):
+        start(Library(fail={"plugins"}), facts=facts)
+    library.write_bytes(b"other plugins")
+    with pytest.raises(EngineError, match="is another plugin library than"):
+        start(facts=facts)
+    library.unlink()
+    with pytest.raises(EngineError, match="needs the plugin library"):
+        start(facts=facts)

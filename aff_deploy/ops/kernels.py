@@ -1,0 +1,300 @@
+"""The operator's GPU kernels in Triton language.
+
+    aff_context   hidden  = W1 . a, and partial = V1 . (sum of a over the positions of a tile): one pass over a
+    aff_logits    logits  = V2 . act(sum of partial / P + c1) + c2, one number for each image and channel
+    aff_fuse      out     = blend(x, y, gate(W2 . act(hidden + b1) + b2 + logits)): one pass over x and y
+
+The mean and V1 are linear, so V1 is applied to the tile that W1 is applied to anyway, and the sum over
+positions is taken of its result: I numbers for a tile instead of A.
+
+`a` is N x A x P, x and y are N x C x P or, channels last, N x P x C. Everything is accumulated in fp32; a
+and the hidden values are rounded to the I/O type where they enter a product, since that is what tensor
+cores multiply. `hidden` is kept in fp32, in `splits` parts for as many ranges of channels of a, so that a
+small input still occupies the machine. Nothing is atomic: the same input gives the same bits.
+
+Offsets inside a tile are 32-bit and the start of a tile is 64-bit: any tensor whose positions number fewer
+than 2 ** 24 can be addressed. `docs/kernels.md` has the reasons; the sizes come from `aff_deploy.ops.launch`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# The interpreter of Triton 3.9 multiplies matrices of the bits of bfloat16, not of its numbers.
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def _product(weight, value, total):
+    """The sum of `total` and weight . value, accumulated in fp32."""
+    if _INTERPRETED:
+        weight = weight.to(tl.float32)
+        value = value.to(tl.float32)
+    return tl.dot(weight, value, total, input_precision="ieee")
+
+
+@triton.jit
+def _sigmoid(t):
+    return 1.0 / (1.0 + tl.exp(-t))
+
+
+@triton.jit
+def _activated(t, ACTIVATION: tl.constexpr):
+    # Not maximum, which makes a number of NaN.
+    return t * _sigmoid(t) if ACTIVATION == "Silu" else tl.where(t < 0.0, 0.0, t)
+
+
+@triton.jit
+def _gated(z, GATE: tl.constexpr):
+    if GATE == "HardSigmoid":
+        w = z * (1.0 / 6.0) + 0.5
+        w = tl.where(w < 0.0, 0.0, tl.where(w > 1.0, 1.0, w))
+    else:
+        w = _sigmoid(z)
+    return w
+
+
+@triton.jit
+def _narrowed(t, like):
+    """fp32 in the I/O type; in fp16 what is too large becomes the largest number, since infinity times 0 is NaN."""
+    if like.dtype.element_ty == tl.float16:
+        t = tl.where(t > 65504.0, 65504.0, tl.where(t < -65504.0, -65504.0, t))
+    return t.to(like.dtype.element_ty)
+
+
+@triton.jit
+def _tile(
+    tensor,
+    n,
+    first,
+    start,
+    positions,
+    CHANNELS: tl.constexpr,
+    LINEAR: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """Pointers to channels first... x positions start... of image n, and which of them exist."""
+    c = tl.arange(0, BLOCK_C)
+    p = tl.arange(0, BLOCK_P)
+    if LINEAR:
+        base = (n * CHANNELS + first) * positions + start
+        offsets = c[:, None] * positions + p[None, :]
+    else:
+        base = (n * positions + start) * CHANNELS + first
+        offsets = p[None, :] * CHANNELS + c[:, None]
+    inside = (first + c < CHANNELS)[:, None] & (start + p < positions)[None, :]
+    return tensor + base + offsets, inside
+
+
+@triton.jit
+def _read(
+    tensor,
+    n,
+    first,
+    start,
+    positions,
+    CHANNELS: tl.constexpr,
+    LINEAR: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    pointers, inside = _tile(tensor, n, first, start, positions, CHANNELS, LINEAR, BLOCK_C, BLOCK_P)
+    return tl.load(pointers, mask=inside, other=0.0)
+
+
+@triton.jit
+def aff_context(
+    x,
+    y,
+    a,
+    w1,
+    v1,
+    hidden,
+    partial,
+    images,
+    positions,
+    tiles,
+    splits,
+    chunk,
+    CHANNELS: tl.constexpr,
+    CONTEXT_CHANNELS: tl.constexpr,
+    INTER: tl.constexpr,
+    CONTEXT: tl.constexpr,
+    LOCAL: tl.constexpr,
+    GLOBAL: tl.constexpr,
+    LINEAR: tl.constexpr,
+    MULTIPLE: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    # What a size is a multiple of decides how wide the loads are; the compiler learns it from these two lines.
+    positions = positions // MULTIPLE * MULTIPLE
+    chunk = chunk // BLOCK_K * BLOCK_K
+    program = tl.program_id(0)
+    inter_blocks: tl.constexpr = (INTER + BLOCK_I - 1) // BLOCK_I
+    first_i = program % inter_blocks * BLOCK_I
+    rest = program // inter_blocks
+    split = rest % splits
+    tile = rest // splits % tiles
+    n = (rest // splits // tiles).to(tl.int64)
+    start = tile * BLOCK_P
+    i = first_i + tl.arange(0, BLOCK_I)
+    k = tl.arange(0, BLOCK_K)
+    local = tl.zeros((BLOCK_I, BLOCK_P), dtype=tl.float32)
+    pooled = tl.zeros((BLOCK_I, BLOCK_P), dtype=tl.float32)
+    for first in range(split * chunk, tl.minimum(split * chunk + chunk, CONTEXT_CHANNELS), BLOCK_K):
+        if CONTEXT == "explicit":
+            context = _read(a, n, first, start, positions, CONTEXT_CHANNELS, LINEAR, BLOCK_K, BLOCK_P)
+        elif CONTEXT == "concat":
+            # Channels below C are x's, the others y's; of the other tensor nothing is read.
+            context = _read(x, n, first, start, positions, CHANNELS, LINEAR, BLOCK_K, BLOCK_P)
+            pointers, inside = _tile(y, n, first - CHANNELS, start, positions, CHANNELS, LINEAR, BLOCK_K, BLOCK_P)
+            others = (first + k >= CHANNELS)[:, None]
+            context = tl.where(others, tl.load(pointers, mask=inside & others, other=0.0), context)
+        else:
+            context = _read(x, n, first, start, positions, CHANNELS, LINEAR, BLOCK_K, BLOCK_P)
+            if CONTEXT == "sum":
+                other = _read(y, n, first, start, positions, CHANNELS, LINEAR, BLOCK_K, BLOCK_P)
+                context = _narrowed(context.to(tl.float32) + other.to(tl.float32), x)
+        weights = i[:, None] * CONTEXT_CHANNELS + (first + k)[None, :]
+        there = (i < INTER)[:, None] & (first + k < CONTEXT_CHANNELS)[None, :]
+        if LOCAL:
+            local = _product(tl.load(w1 + weights, mask=there, other=0.0), context, local)
+        if GLOBAL:
+            pooled = _product(tl.load(v1 + weights, mask=there, other=0.0), context, pooled)
+    if LOCAL:
+        pointers, inside = _tile(hidden, split * images + n, first_i, start, positions, INTER, LINEAR, BLOCK_I, BLOCK_P)
+        tl.store(pointers, local, mask=inside)
+    if GLOBAL:
+        # Positions beyond the last hold zeros.
+        row = (n * tiles + tile) * splits + split
+        tl.store(partial + row * INTER + i, tl.sum(pooled, axis=1), mask=i < INTER)
+
+
+@triton.jit
+def _second(weight, first, first_i, CHANNELS: tl.constexpr, INTER: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr):
+    """A tile of W2 or V2, C x I."""
+    c = first + tl.arange(0, BLOCK_C)
+    i = first_i + tl.arange(0, BLOCK_I)
+    there = (c < CHANNELS)[:, None] & (i < INTER)[None, :]
+    return tl.load(weight + c[:, None] * INTER + i[None, :], mask=there, other=0.0)
+
+
+@triton.jit
+def aff_logits(
+    partial,
+    c1,
+    v2,
+    c2,
+    logits,
+    positions,
+    rows,
+    CHANNELS: tl.constexpr,
+    INTER: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    program = tl.program_id(0)
+    blocks: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
+    first_c = program % blocks * BLOCK_C
+    c = first_c + tl.arange(0, BLOCK_C)
+    n = (program // blocks).to(tl.int64)
+    r = tl.arange(0, BLOCK_R)
+    z = tl.load(c2 + c, mask=c < CHANNELS, other=0.0).to(tl.float32)
+    for first_i in range(0, INTER, BLOCK_I):
+        i = first_i + tl.arange(0, BLOCK_I)
+        added = tl.zeros((BLOCK_R, BLOCK_I), dtype=tl.float32)
+        for row in range(0, rows, BLOCK_R):
+            there = (row + r < rows)[:, None] & (i < INTER)[None, :]
+            added += tl.load(partial + (n * rows + row) * INTER + r[:, None] * INTER + i[None, :], mask=there, other=0.0)
+        mean = tl.sum(added, axis=0) / positions
+        inner = _activated(mean + tl.load(c1 + i, mask=i < INTER, other=0.0).to(tl.float32), ACTIVATION)
+        weight = _second(v2, first_c, first_i, CHANNELS, INTER, BLOCK_C, BLOCK_I).to(tl.float32)
+        z += tl.sum(weight * inner[None, :], axis=1)
+    tl.store(logits + n * CHANNELS + c, z, mask=c < CHANNELS)
+
+
+@triton.jit
+def _inner(
+    hidden, b1, n, first_i, start, images, positions, splits, x,
+    INTER: tl.constexpr, ACTIVATION: tl.constexpr, LINEAR: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """act(hidden + b1) of a tile in the I/O type: the parts are added up first."""
+    i = first_i + tl.arange(0, BLOCK_I)
+    t = tl.zeros((BLOCK_I, BLOCK_P), dtype=tl.float32)
+    for split in range(0, splits):
+        t += _read(hidden, split * images + n, first_i, start, positions, INTER, LINEAR, BLOCK_I, BLOCK_P)
+    bias = tl.load(b1 + i, mask=i < INTER, other=0.0).to(tl.float32)
+    return _narrowed(_activated(t + bias[:, None], ACTIVATION), x)
+
+
+@triton.jit
+def aff_fuse(
+    x,
+    y,
+    hidden,
+    b1,
+    w2,
+    b2,
+    logits,
+    out,
+    images,
+    positions,
+    tiles,
+    splits,
+    scale,
+    CHANNELS: tl.constexpr,
+    INTER: tl.constexpr,
+    BLEND: tl.constexpr,
+    LOCAL: tl.constexpr,
+    GLOBAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    GATE: tl.constexpr,
+    LINEAR: tl.constexpr,
+    MULTIPLE: tl.constexpr,
+    SPAN_C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+):
+    positions = positions // MULTIPLE * MULTIPLE
+    program = tl.program_id(0)
+    spans: tl.constexpr = (CHANNELS + SPAN_C - 1) // SPAN_C
+    span = program % spans * SPAN_C
+    rest = program // spans
+    start = rest % tiles * BLOCK_P
+    n = (rest // tiles).to(tl.int64)
+    if LOCAL and INTER <= BLOCK_I:
+        inner = _inner(hidden, b1, n, 0, start, images, positions, splits, x, INTER, ACTIVATION, LINEAR, BLOCK_I, BLOCK_P)
+    for first in range(span, span + SPAN_C, BLOCK_C):
+        c = first + tl.arange(0, BLOCK_C)
+        here = c < CHANNELS
+        # Asked for before the product, so that they arrive while it is computed.
+        x_tile = _read(x, n, first, start, positions, CHANNELS, LINEAR, BLOCK_C, BLOCK_P)
+        if BLEND:
+            y_tile = _read(y, n, first, start, positions, CHANNELS, LINEAR, BLOCK_C, BLOCK_P)
+        z = tl.zeros((BLOCK_C, BLOCK_P), dtype=tl.float32)
+        if LOCAL:
+            if INTER <= BLOCK_I:
+                z = _product(_second(w2, first, 0, CHANNELS, INTER, BLOCK_C, BLOCK_I), inner, z)
+            else:
+                for first_i in range(0, INTER, BLOCK_I):
+                    part = _inner(
+                        hidden, b1, n, first_i, start, images, positions, splits, x, INTER, ACTIVATION, LINEAR, BLOCK_I, BLOCK_P
+                    )
+                    z = _product(_second(w2, first, first_i, CHANNELS, INTER, BLOCK_C, BLOCK_I), part, z)
+            z += tl.load(b2 + c, mask=here, other=0.0).to(tl.float32)[:, None]
+        if GLOBAL:
+            z += tl.load(logits + n * CHANNELS + c, mask=here, other=0.0)[:, None]
+        w = _gated(z, GATE)
+        value = x_tile.to(tl.float32) * w
+        if BLEND:
+            # Not y + w (x - y): the convex form cannot overflow where x and y do not.
+            value += y_tile.to(tl.float32) * (1.0 - w)
+        pointers, inside = _tile(out, n, first, start, positions, CHANNELS, LINEAR, BLOCK_C, BLOCK_P)
+        tl.store(pointers, (value * scale).to(out.dtype.element_ty), mask=inside)

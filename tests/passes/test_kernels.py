@@ -1,0 +1,175 @@
+"""Kernels written into the call nodes: what TensorRT's plugin will read, and what everybody else goes on running."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from aff_deploy.errors import UsageError
+from aff_deploy.ops.compile import KernelImage, compile_call
+from aff_deploy.ops.launch import Call
+from aff_deploy.passes import optimize
+from aff_deploy.passes.functions import attributes
+from aff_deploy.passes.kernels import KERNELS, ROW, Attached, attach_kernels, bytes_by_kernels, bytes_natively
+from tests.passes.attention import Attention
+from tests.passes.graphs import feeds_of, run_ort
+
+pytest.importorskip("triton", reason="the kernels need triton: Linux, Python 3.11 or later")
+
+LOCAL_ONLY = {"pool": "", "branch": "", "logits": "z = Identity(l)"}
+SILU = "l_t = Conv(a, w1, b1)\nl_g = Sigmoid(l_t)\nl_h = Mul(l_t, l_g)\nl = Conv(l_h, w2, b2)"
+LEAKY = "l_t = Conv(a, w1, b1)\nl_h = LeakyRelu(l_t)\nl = Conv(l_h, w2, b2)"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+def attached(attention: Attention, cache: Path, **options: object) -> tuple[onnx.ModelProto, Attached]:
+    model = attention.build()
+    fused = optimize(model)
+    assert len(fused.fusions) == 1
+    return model, attach_kernels(fused.model, cache=cache, **options)  # type: ignore[arg-type]
+
+
+def call_of(model: onnx.ModelProto) -> dict[str, object]:
+    (node,) = (node for node in model.graph.node if node.domain == "aff_deploy")
+    return attributes(node)
+
+
+def rows(said: dict[str, object]) -> list[list[int]]:
+    table = said["kernels_table"]
+    assert isinstance(table, list)
+    assert len(table) % ROW == 0
+    return [table[i : i + ROW] for i in range(0, len(table), ROW)]
+
+
+def test_a_call_carries_every_image_of_its_type(cache: Path) -> None:
+    _, found = attached(Attention(dims="N,8,4,4"), cache)
+    assert len(found.plugin) == 1
+    assert found.native == ()
+    said = call_of(found.model)
+    expected = {"kernels_contract": 1, "kernels_branches": 3, "kernels_blend": 1, "context_channels": 8, "channels": 8}
+    expected |= {"inter_channels": 3, "plugin_namespace": "aff_deploy", "plugin_version": "1"}
+    assert {name: said.get(name) for name in expected} == expected
+    text = said["kernels_text"]
+    assert isinstance(text, str)
+    assert text.isascii()
+    images = {
+        layout: compile_call(Call(8, 3, 8, "float32", layout, multiple=16), cache=cache)
+        for layout in ("linear", "channels_last")
+    }  # type: ignore[arg-type]
+    told = {
+        (KERNELS[kernel], layout): (text[start : start + size], threads, shared, tuple(sizes))
+        for kernel, dtype, layout, capability, start, size, threads, shared, *sizes in rows(said)
+        if (dtype, capability) == (0, 80)
+    }
+    assert told == {
+        (image.kernel, layout): (image.ptx, image.threads, image.shared, image.sizes + (0,) * (4 - len(image.sizes)))
+        for layout, found_images in enumerate(images.values())
+        for image in found_images
+    }
+    # The logits of both layouts are one text.
+    assert len(text) < sum(len(image.ptx) for found_images in images.values() for image in found_images)
+
+
+@pytest.mark.parametrize("dims", ["N,8,5,6", "N,8,H,W"])
+def test_promises_are_made_only_where_sizes_are_known(cache: Path, dims: str) -> None:
+    _, found = attached(Attention(dims=dims), cache)
+    promised = {(row[0], row[2]): row[11 if row[0] == 0 else 10] for row in rows(call_of(found.model)) if row[0] != 1}
+    assert promised == {(0, 0): 2 if "5" in dims else 1, (2, 0): 2 if "5" in dims else 1, (0, 1): 1, (2, 1): 1}
+
+
+def test_the_file_is_valid_and_runs_as_before(cache: Path, tmp_path: Path) -> None:
+    model, found = attached(Attention(), cache)
+    path = tmp_path / "model.onnx"
+    onnx.save(found.model, path)
+    onnx.checker.check_model(str(path), full_check=True)
+    feeds = feeds_of(model)
+    expected, actual = run_ort(model, feeds), run_ort(onnx.load(path), feeds, optimised=True)
+    np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5, atol=1e-5)
+
+
+def test_asked_types_and_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(call: Call, capability: int, *, cache: Path | None) -> list[KernelImage]:
+        text = f"{call.dtype} {call.layout} {capability}"
+        return [KernelImage(kernel, f"{text} {kernel}", capability, 128, 0, (1,)) for kernel in call.kernels]
+
+    monkeypatch.setattr("aff_deploy.passes.kernels.compile_call", compiled)
+    model = optimize(Attention(local=SILU, **LOCAL_ONLY).build()).model  # type: ignore[arg-type]
+    found = attach_kernels(model, dtypes=("bfloat16", "float16"), capabilities=(90, 80))
+    said = call_of(found.model)
+    assert said["kernels_branches"] == 1
+    text = str(said["kernels_text"])
+    told = [text[start : start + size] for _, _, _, _, start, size, *_ in rows(said)]
+    assert told == [
+        f"{dtype} {layout} {capability} {kernel}"
+        for capability in (80, 90)
+        for dtype in ("float16", "bfloat16")
+        for layout in ("linear", "channels_last")
+        for kernel in ("aff_context", "aff_fuse")
+    ]
+    keys = [(row[3], row[1], row[2], row[0]) for row in rows(said)]
+    assert keys == [
+        (cc, dtype, layout, kernel) for cc in (80, 90) for dtype in (1, 2) for layout in (0, 1) for kernel in (0, 2)
+    ]
+
+
+def test_again_gives_the_same_and_leaves_its_input_alone(cache: Path) -> None:
+    model = optimize(Attention().build()).model
+    before = copy.deepcopy(model)
+    once = attach_kernels(model, cache=cache)
+    assert model == before
+    assert attach_kernels(once.model, cache=cache).model == once.model
+
+
+def widened(model: onnx.ModelProto, *names: str) -> onnx.ModelProto:
+    """The model with twice the inner channels behind the weights named."""
+    for tensor in model.graph.initializer:
+        if tensor.name in names:
+            array = numpy_helper.to_array(tensor)
+            axis = 1 if tensor.name.endswith("2") and array.ndim > 1 else 0
+            tensor.CopyFrom(numpy_helper.from_array(np.concatenate([array, array], axis), tensor.name))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Attention(local=LEAKY, **LOCAL_ONLY).build(), "its activation is LeakyRelu"),  # type: ignore[arg-type]
+        (Attention(dtype="double").build(), "the type of x"),
+        (widened(Attention(dims="N,8,1,1").build(), "w1", "b1", "w2", "v1", "c1", "v2"), "reasoned, not measured"),
+        (widened(Attention().build(), "v1", "c1", "v2"), "its two branches differ in inner channels"),
+    ],
+    ids=["activation", "type", "one position", "widths"],
+)
+def test_what_stays_native_says_why_and_is_not_offered_to_the_plugin(model: onnx.ModelProto, reason: str, cache: Path) -> None:
+    fused = optimize(model).model
+    assert "plugin_namespace" in call_of(fused)
+    found = attach_kernels(fused, cache=cache)
+    assert found.plugin == ()
+    ((_, told),) = found.native
+    assert reason in told
+    said = call_of(found.model)
+    assert not {name for name in said if name.startswith(("plugin", "kernels"))}
+
+
+def test_unknown_capability(cache: Path) -> None:
+    with pytest.raises(UsageError, match="compute capability 70"):
+        attached(Attention(), cache, capabilities=(70,))
+
+
+def test_the_rule() -> None:
+    """The numbers that docs/kernels.md and the module's docstring give."""
+    paper = Call(2048, 128, 2048, "float16")
+    assert (round(bytes_by_kernels(paper, 49), 1), round(bytes_natively(paper), 1)) == (9.2, 10.1)
+    wide = Call(2048, 512, 2048, "float16")
+    assert (round(bytes_by_kernels(wide, 49), 1), round(bytes_natively(wide), 1)) == (21.7, 10.5)
+    large = Call(256, 64, 256, "float16")
+    assert (round(bytes_by_kernels(large, 3136), 1), round(bytes_natively(large), 1)) == (6.8, 10.5)
