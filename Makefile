@@ -30,7 +30,8 @@ clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .stubs
 
 # Stamps, so that a second run installs nothing. The build backend goes in first and isolation is off: that way it is
-# pinned too. torch is named beside the package so that pip sees the pinned version before any other requirement.
+# pinned too. Without what they ask for go in: the stubs, which would bring TensorRT itself, and a test's networks.
+# torch is named beside the package so that pip sees the pinned version before any other requirement.
 $(VENV)/.cpu: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
 	  { echo "error: Python 3.10 to 3.13 is needed; try make PYTHON=python3.12" >&2; exit 4; }
@@ -42,4 +43,5 @@ $(VENV)/.cpu: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.cpu
 	@$(PIP) --no-build-isolation torch==2.13.0 --editable '.[cpu,rtx,dev]'
+	@$(PIP) --no-deps tensorrt-stubs speakerlab-slim
 	@touch $@
