@@ -74,7 +74,7 @@ def test_a_trained_network(name: str, kind: str, tmp_path: Path) -> None:
     assert (result.evaluation.samples, result.evaluation.same) == (360, 360)
     assert result.evaluation.correct is not None
     assert result.evaluation.correct >= 0.98 * 360
-    assert len(stages) == (10 if engine else 5)
+    assert len(stages) == (9 if engine else 5)
 
     manifest = read_manifest(result.model)
     assert manifest is not None

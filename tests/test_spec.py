@@ -55,7 +55,8 @@ def test_dynamic_mistakes_are_named(text: str, part: str) -> None:
 
 def test_tolerances_grow_as_precision_falls() -> None:
     rows = [TOLERANCES[p] for p in (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)]
-    assert len(rows) == len(TOLERANCES)
+    assert {*rows, TOLERANCES[Precision.FP8]} == {*TOLERANCES.values()}
+    assert TOLERANCES[Precision.FP8] == TOLERANCES[Precision.INT8]
     for finer, coarser in itertools.pairwise(rows):
         assert (finer.atol, finer.rtol) < (coarser.atol, coarser.rtol)
         assert finer.min_cosine > coarser.min_cosine

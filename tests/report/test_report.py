@@ -60,6 +60,22 @@ MANIFEST: dict[str, Any] = {
         "correct": {"pytorch": 357, "file": 356},
         "accuracy": {"pytorch": 357 / 360, "file": 356 / 360, "recorded": 0.9917},
     },
+    "engine": {
+        **{"built": True, "file": "model.engine", "bytes": 2345678, "weights_bytes": 376512, "not_run": "there is no GPU"},
+        **{"backend": "tensorrt-rtx", "library_version": "1.7.1", "compute_capabilities": ["8.0", "12.0+"]},
+        "precision": {
+            **{"asked": "fp16", "proven": "fp16"},
+            "proof": {"precision": "fp16", "nodes": 40, "in_precision": 39, "read_from": "a listing"},
+        },
+        "typed": {"observed": "128 calibration samples", "kept_wide": [{"name": "the_mean", "reason": "adds up many"}]},
+        "profiles": [{"min": {"image": [1, 1, 8, 8]}, "opt": {"image": [8, 1, 8, 8]}, "max": {"image": [32, 1, 8, 8]}}],
+        "checks": [
+            {
+                **{"what": "typed ONNX", "on": "a CPU", "data": "evaluation data"},
+                "outputs": [{"name": "logits", "max_abs": 0.0125, "scale": 16.0, "snr_db": 61.5}],
+            }
+        ],
+    },
     "seconds": {"export": 4.25},
     "versions": {"python": "3.11.7", "aff-deploy": "0.1.0"},
     "platform": "Linux x86_64",
@@ -105,6 +121,7 @@ def test_what_a_person_looks_for_is_there() -> None:
         *("pkg.nets:build(num_classes=10)", "1,234,567", "batchx1x8x8", HASH, HASH[::-1]),
         *("stages.0.fusion", "iaff", "one global branch for both", "sigmoid_9", "the global branch is not pooled"),
         *("fold_batchnorm", "42", "12 ms", "3.25e-06", "131.2", "permuted rows", "passed"),
+        *("39 of 40 convolutions and products", "8x1x8x8", "the_mean", "0.0125", "61.5", "not run: there is no GPU", "12.0+"),
         *("360 samples of evaluation data and 16 samples drawn from a seed", "1e-06 + 0.0001", "3.11.7"),
     ):
         assert part in page.text, part
@@ -144,11 +161,11 @@ def test_failure_and_its_detail_are_in_words() -> None:
 
 def test_what_was_not_measured_is_said_to_be_so() -> None:
     manifest = copy.deepcopy(MANIFEST)
-    manifest |= {"evaluation": None, "fusions": [], "rejected": []}
+    manifest |= {"evaluation": None, "fusions": [], "rejected": [], "engine": {"built": False, "why": "no backend is here"}}
     manifest["network"]["weights"] = None
     page = Page(render_report(manifest))
     for part in (
-        "no evaluation data",
+        *("no evaluation data", "Not built: no backend is here."),
         "no attentional feature fusion was recognised",
         "code made them",
         "reduced exactly",
