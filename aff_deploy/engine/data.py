@@ -15,6 +15,12 @@ from aff_deploy.verify import free_sizes
 
 SEEDED = "seeded"
 COMPARED_SAMPLES = 8
+MOST_OBSERVED = 128
+"""Samples of real data on which fp16 and bf16 observe ranges and means."""
+OBSERVED_SAMPLES = 8
+"""The same of seeded data, of which more says no more."""
+OBSERVED_ROWS = 2
+"""Rows in a batch of them: every tensor of the network may be in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,24 @@ def engine_data(
     source = calib
     if source is None and not quantised and not _has_real_data(recipe):
         source = SEEDED
-    calibration = load_calibration(source, inputs, recipe)
-    return EngineData(calibration.batches, calibration.described, compared, words, count)
+    if quantised:
+        calibration = load_calibration(source, inputs, recipe)
+        return EngineData(calibration.batches, calibration.described, compared, words, count)
+    calibration = load_calibration(source, inputs, recipe, limit=OBSERVED_SAMPLES if source == SEEDED else MOST_OBSERVED)
+    return EngineData(_in_rows(calibration.batches, inputs), calibration.described, compared, words, count)
+
+
+def _in_rows(batches: Sequence[Mapping[str, Array]], inputs: Sequence[TensorSpec]) -> list[Mapping[str, Array]]:
+    """The same data in batches of `OBSERVED_ROWS`, where every input has the same dynamic first dimension."""
+    if len({spec.shape[:1] for spec in inputs}) != 1 or not all(
+        spec.shape and isinstance(spec.shape[0], str) for spec in inputs
+    ):
+        return list(batches)
+    return [
+        {name: array[start : start + OBSERVED_ROWS] for name, array in batch.items()}
+        for batch in batches
+        for start in range(0, len(next(iter(batch.values()))), OBSERVED_ROWS)
+    ]
 
 
 def _has_real_data(recipe: Recipe | None) -> bool:
