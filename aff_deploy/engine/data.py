@@ -17,7 +17,7 @@ SEEDED = "seeded"
 COMPARED_SAMPLES = 8
 MOST_OBSERVED = 128
 """Samples of real data on which fp16 and bf16 observe ranges and means."""
-OBSERVED_SAMPLES = 8
+OBSERVED_SAMPLES = 4
 """The same of seeded data, of which more says no more."""
 OBSERVED_ROWS = 2
 """Rows in a batch of them: every tensor of the network may be in memory at once."""
