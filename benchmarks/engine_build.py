@@ -151,6 +151,15 @@ def line(columns: tuple[str, ...]) -> str:
     return "| " + " | ".join(columns) + " |"
 
 
+def write(rows: list[dict[str, Any]], table: list[str]) -> None:
+    known = [text for text in Path("/proc/cpuinfo").read_text().splitlines() if text.startswith("model name")]
+    cpu = known[0].split(":")[1].strip() if known else platform.machine()
+    (DOCS / "engine_build.json").write_text(json.dumps({"machine": cpu, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    head = f"# Building engines\n\n`python benchmarks/engine_build.py --write`, {rows[0]['backend']}, on {cpu}, no GPU.\n\n"
+    text = head + (__doc__ or "").split("\n\n")[2].replace("\n", " ") + "\n\n" + "\n".join(table) + "\n"
+    (DOCS / "engine_build.md").write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=NETWORKS)
@@ -174,13 +183,8 @@ def main() -> None:
                     rows.append(row)
                     table.append(line(cells(row, fp32)))
                     print(table[-1], flush=True)
-    if options.write:
-        known = [text for text in Path("/proc/cpuinfo").read_text().splitlines() if text.startswith("model name")]
-        cpu = known[0].split(":")[1].strip() if known else platform.machine()
-        (DOCS / "engine_build.json").write_text(json.dumps({"machine": cpu, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-        head = f"# Building engines\n\n`python benchmarks/engine_build.py --write`, {rows[0]['backend']}, on {cpu}, no GPU.\n\n"
-        text = head + (__doc__ or "").split("\n\n")[2].replace("\n", " ") + "\n\n" + "\n".join(table) + "\n"
-        (DOCS / "engine_build.md").write_text(text, encoding="utf-8")
+                    if options.write:
+                        write(rows, table)
 
 
 if __name__ == "__main__":
