@@ -113,6 +113,11 @@ def infer_types(model: ModelProto, *, strict: bool = False) -> dict[str, TypePro
     return types
 
 
+def opset_of(model: ModelProto) -> int:
+    """The version of the default ONNX domain; 1 where the model does not say."""
+    return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+
+
 def static_shape(tensor_type: TypeProto.Tensor | None) -> tuple[int | str | None, ...] | None:
     """A tensor type's shape: ints, names of dynamic dimensions, None for unknown ones; None without rank."""
     if tensor_type is None or not tensor_type.HasField("shape"):

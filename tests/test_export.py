@@ -20,10 +20,10 @@ from torch import nn
 
 from aff_deploy.errors import CheckFailed, MissingDependency, NetworkError, UsageError
 from aff_deploy.export import EXPORTERS, export_onnx
-from aff_deploy.export.lowering import lower_opset, opset_of
+from aff_deploy.export.lowering import lower_opset
 from aff_deploy.export.tidy import write_external
 from aff_deploy.nets import AFF
-from aff_deploy.onnx_file import load_onnx
+from aff_deploy.onnx_file import load_onnx, opset_of
 from aff_deploy.runtimes.feeds import seeded_feeds
 from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from aff_deploy.runtimes.pytorch import PyTorchRunner

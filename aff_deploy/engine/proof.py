@@ -21,6 +21,9 @@ COMPUTED_IN: Mapping[Precision, str] = {
     Precision.INT8: "int8",
     Precision.FP8: "float8",
 }
+# By TensorProto.DataType, which is not imported for it: fp32, fp64 (engines have nothing wider than fp32), fp16, bf16, int8,
+# fp8.
+_TYPES: Mapping[int | None, str] = {1: "float32", 11: "float32", 10: "float16", 16: "bfloat16", 3: "int8", 17: "float8"}
 WEIGHTED = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
 """The nodes that are held to their type: they hold the weights and nearly all of the arithmetic."""
 
@@ -145,6 +148,7 @@ def prove(
             honoured += dtype == wanted
         else:
             dissent.append(Dissent(node, holding[0].name, dtype, tuple(dict.fromkeys(holding[0].inputs))))
+    dissent += _ends(model, listing)
     return Proof(
         precision=precision,
         nodes=len(expected) + len(nested),
@@ -182,6 +186,15 @@ def expected_types(model: onnx.ModelProto, plugin_calls: Collection[str] = ()) -
     return expected
 
 
+def _ends(model: onnx.ModelProto, listing: Listing) -> Iterator[Dissent]:
+    """Float inputs and outputs that the engine has in another type than the model."""
+    there = {tensor.name: tensor.dtype for tensor in listing.tensors}
+    for value in (*model.graph.input, *model.graph.output):
+        dtype = _TYPES.get(value.type.tensor_type.elem_type)
+        if dtype is not None and there.get(value.name, dtype) != dtype:
+            yield Dissent(value.name, "(input or output)", dtype, (there[value.name],))
+
+
 def _nested(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
     for node in model.graph.node:
         for graph in nested_graphs(node):
@@ -194,20 +207,10 @@ def _parser_name(node: onnx.NodeProto) -> str:
 
 def _type_of(tensor: str, types: Mapping[str, int], producers: Mapping[str, onnx.NodeProto]) -> str:
     """The type behind a DequantizeLinear, where one makes the tensor: the engine computes in that."""
-    from onnx import TensorProto
-
     maker = producers.get(tensor)
     if maker is not None and maker.op_type == "DequantizeLinear":
         tensor = maker.input[0]
         quantiser = producers.get(tensor)
         if quantiser is not None and len(quantiser.input) > 2:
             tensor = quantiser.input[2]
-    names: dict[int | None, str] = {
-        TensorProto.FLOAT: "float32",
-        TensorProto.DOUBLE: "float32",  # engines have nothing wider
-        TensorProto.FLOAT16: "float16",
-        TensorProto.BFLOAT16: "bfloat16",
-        TensorProto.INT8: "int8",
-        TensorProto.FLOAT8E4M3FN: "float8",
-    }
-    return names.get(types.get(tensor), "unknown")
+    return _TYPES.get(types.get(tensor), "unknown")

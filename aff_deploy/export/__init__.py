@@ -71,7 +71,7 @@ def export_onnx(
     except ImportError as error:
         raise MissingDependency(f"{error.name} is not installed", extra="cpu") from None
     from aff_deploy.export import dynamo, lowering, tidy, torchscript, tracing
-    from aff_deploy.onnx_file import check_onnx
+    from aff_deploy.onnx_file import check_onnx, opset_of
     from aff_deploy.runtimes.pytorch import evaluating
 
     if not isinstance(module, nn.Module):
@@ -84,7 +84,7 @@ def export_onnx(
         else:
             model, lowest = torchscript.export(traced, opset), {}
             follows = tracing.followed_dims(module, traced)
-    if (found := lowering.opset_of(model)) > opset:
+    if (found := opset_of(model)) > opset:
         lowering.lower_opset(model, opset)
     elif found != opset:
         raise NetworkError(

@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto, defs, helper, numpy_helper
 
 from aff_deploy.errors import ModelError, UsageError
 from aff_deploy.onnx_data import iter_graphs
-from aff_deploy.onnx_file import check_onnx
+from aff_deploy.onnx_file import check_onnx, opset_of
 
 AXES_WERE_ATTRIBUTE = frozenset(
     f"Reduce{kind}" for kind in ("Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
@@ -23,11 +23,6 @@ AXES_WERE_ATTRIBUTE = frozenset(
 
 class _Cannot(Exception):
     """Why a node has no form in the lower opset."""
-
-
-def opset_of(model: ModelProto) -> int:
-    """The version of the standard operator set."""
-    return next(int(item.version) for item in model.opset_import if item.domain in ("", "ai.onnx"))
 
 
 def lower_opset(model: ModelProto, opset: int) -> None:

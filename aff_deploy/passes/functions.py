@@ -14,7 +14,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, help
 
 from aff_deploy.errors import ModelError
 from aff_deploy.onnx_data import nested_graphs
-from aff_deploy.onnx_file import static_shape
+from aff_deploy.onnx_file import opset_of, static_shape
 from aff_deploy.ops import DOMAIN, DOMAIN_VERSION, Form, Variant, function_body, is_fusion
 from aff_deploy.ops.body import FIRST_CASTLIKE_OPSET
 from aff_deploy.ops.operator import WEIGHTS
@@ -54,7 +54,7 @@ def attach_functions(model: ModelProto, *, target: Target = "cpu", form: Form | 
     nested = _nested_calls(model)
     if calls or nested:
         _raise_opset(model, mixed=any(len(_elem_types(nodes, types)) > 1 for nodes in calls.values()))
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    opset = opset_of(model)
     summed = {tuple(node.input[:2]) for nodes in calls.values() for node in nodes if attributes(node).get("context") == "sum"}
     for op_type in dict.fromkeys((*calls, *nested)):
         nodes = [*calls.get(op_type, ()), *nested.get(op_type, ())]

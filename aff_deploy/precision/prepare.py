@@ -16,12 +16,13 @@ from onnx.inliner import inline_selected_functions
 
 from aff_deploy.errors import ModelError
 from aff_deploy.onnx_data import first_line, iter_graphs
-from aff_deploy.onnx_file import overridable, skeleton
+from aff_deploy.onnx_file import opset_of, overridable, skeleton
 from aff_deploy.ops import DOMAIN
 from aff_deploy.passes.functions import attach_functions, attributes
 from aff_deploy.precision.wiring import (
     ONNX_DOMAINS,
     fresh,
+    name_nodes,
     names_of,
     rename_reads,
     replace_nodes,
@@ -61,15 +62,10 @@ def prepared(model: ModelProto, half: int) -> tuple[ModelProto, tuple[str, ...]]
     renamed = _free_outputs(light, model)
     _free_converter_names(light, model, renamed)
     _constants_to_initializers(light)
-    _name_nodes(light)
+    name_nodes(light.graph)
     attach_functions(light, form="convex")
     notes += _note_types(light)
     return with_weights(light, model, renamed), tuple(notes)
-
-
-def opset_of(model: ModelProto) -> int:
-    """The version of the default ONNX domain."""
-    return next((entry.version for entry in model.opset_import if entry.domain in ONNX_DOMAINS), 1)
 
 
 def raised(model: ModelProto, least: int, written: int, what: str) -> tuple[ModelProto, list[str]]:
@@ -201,15 +197,6 @@ def _stored(constant: NodeProto) -> TensorProto | None:
     if attribute.name not in dtypes:
         return None
     return numpy_helper.from_array(np.asarray(value, dtypes[attribute.name]))
-
-
-def _name_nodes(light: ModelProto) -> None:
-    taken = {node.name for node in light.graph.node}
-    seen: set[str] = set()
-    for node in light.graph.node:
-        if not node.name or node.name in seen:
-            node.name = fresh(f"{node.name or node.op_type}_{node.output[0]}" if node.output else node.op_type, taken)
-        seen.add(node.name)
 
 
 def _note_types(light: ModelProto) -> list[str]:

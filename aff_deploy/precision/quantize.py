@@ -8,7 +8,6 @@ and so does every other reader of a quantised tensor: it reads the tensor itself
 from __future__ import annotations
 
 import difflib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,18 +15,18 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from aff_deploy.errors import ModelError, UsageError
 from aff_deploy.onnx_data import iter_tensors, nested_graphs, tensor_bytes
-from aff_deploy.onnx_file import MAX_MODEL_BYTES, check_onnx, infer_types, overridable
+from aff_deploy.onnx_file import MAX_MODEL_BYTES, check_onnx, infer_types, opset_of, overridable
 from aff_deploy.passes.functions import attach_functions
 from aff_deploy.precision.clipping import observe_magnitudes
 from aff_deploy.precision.feeds import channel_axis, remove_feeds, separate_readers
 from aff_deploy.precision.fp8 import LARGEST as FP8_LARGEST
 from aff_deploy.precision.fp8 import OPSET as FP8_OPSET
 from aff_deploy.precision.fp8 import to_fp8
-from aff_deploy.precision.prepare import opset_of, raised
+from aff_deploy.precision.prepare import raised
 from aff_deploy.precision.static import OP_TYPES, quantize_layers
 from aff_deploy.precision.weights import require_finite_weights
 from aff_deploy.precision.wide import KeptWide
-from aff_deploy.precision.wiring import require_unquantised, with_weights
+from aff_deploy.precision.wiring import name_nodes, require_unquantised, with_weights
 from aff_deploy.runtimes import Array
 from aff_deploy.spec import Precision
 
@@ -69,7 +68,7 @@ def quantize(
     source = _of_fp8_opset(model) if precision is Precision.FP8 else model
     prepared = ModelProto()
     prepared.CopyFrom(source)
-    _name_nodes(prepared)
+    name_nodes(prepared.graph)
     pairs = zip(source.graph.node, prepared.graph.node, strict=True)
     chosen = _layers(prepared, frozenset(new.name for old, new in pairs if old.name in keep_wide))
     _require_some(chosen, "no convolution or matrix product with constant float32 weights and a bias by channel is left")
@@ -152,16 +151,8 @@ def _require_known(model: ModelProto, keep_wide: Sequence[str]) -> None:
             guess = difflib.get_close_matches(name, names, n=1)
             raise UsageError(
                 f"the model has no node {name!r} to keep wide",
-                fix=f"did you mean {guess[0]!r}?" if guess else "list the nodes with: aff-deploy inspect",
+                fix=f"did you mean {guess[0]!r}?" if guess else "list the nodes with: aff-deploy inspect FILE --json",
             )
-
-
-def _name_nodes(model: ModelProto) -> None:
-    """Give every node a name of its own: layers are chosen by name."""
-    taken = Counter(node.name for node in model.graph.node)
-    for position, node in enumerate(model.graph.node):
-        if not node.name or taken[node.name] > 1:
-            node.name = f"{node.name or node.op_type}/{position}"
 
 
 def _layers(model: ModelProto, keep_wide: frozenset[str]) -> list[NodeProto]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import ModelProto
 
-from aff_deploy.errors import MissingDependency, ModelError
+from aff_deploy.errors import ModelError
 from aff_deploy.onnx_data import first_line
 from aff_deploy.runtimes import Array
+from aff_deploy.runtimes.onnxruntime import import_onnxruntime
 
 OP_TYPES = ("Conv", "Gemm", "MatMul")
 
@@ -36,7 +35,7 @@ def quantize_layers(
         ModelError: ONNX Runtime cannot, with its reason.
         MissingDependency: onnxruntime is not installed.
     """
-    quantization = _import_quantization()
+    quantization = import_onnxruntime("onnxruntime.quantization")
     # Ranges are given: it measures them all the same, on what little it is fed.
     remaining = iter(batches)
     reader = type("Reader", (quantization.CalibrationDataReader,), {"get_next": lambda self: next(remaining, None)})()
@@ -73,13 +72,6 @@ def quantize_layers(
                 f"ONNX Runtime cannot quantise the model: {first_line(error)}", fix="use --fp16, or keep that layer wide"
             ) from error
         return onnx.load_model(target)
-
-
-def _import_quantization() -> Any:
-    try:
-        return importlib.import_module("onnxruntime.quantization")
-    except ImportError:
-        raise MissingDependency("onnxruntime is not installed", extra="cpu") from None
 
 
 @contextlib.contextmanager

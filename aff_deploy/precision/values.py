@@ -8,6 +8,7 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from aff_deploy.runtimes import Array
+from aff_deploy.runtimes.onnxruntime import bfloat16_bits
 
 FP16_MAX = 65504.0
 FP16_TINY = 6e-8
@@ -34,13 +35,10 @@ def _float16_bits(values: Array) -> Array:
 
 
 def _bfloat16_bits(values: Array) -> Array:
-    bits = np.ascontiguousarray(values, "<f4").view("<u4")
-    nearest_even = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    # Carried into infinity: 0x7F7F is the largest finite number.
-    carried = np.isfinite(values) & (nearest_even & np.uint32(0x7FFF) == np.uint32(0x7F80))
-    nearest_even = nearest_even - carried.astype(np.uint32)
-    quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
-    return np.asarray(np.where(np.isnan(values), quiet, nearest_even).astype("<u2"))
+    nearest = bfloat16_bits(values)
+    # Carried into infinity: the largest finite number is one bit pattern below it.
+    carried = np.isfinite(values) & (nearest & np.uint16(0x7FFF) == np.uint16(0x7F80))
+    return np.asarray((nearest - carried.astype(np.uint16)).astype("<u2"))
 
 
 _ROUNDING: Mapping[int, Callable[[Array], Array]] = {

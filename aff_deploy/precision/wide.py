@@ -10,9 +10,10 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, defs
 
 from aff_deploy.errors import UsageError
 from aff_deploy.onnx_data import nested_graphs
+from aff_deploy.onnx_file import opset_of
 from aff_deploy.ops import is_fusion
 from aff_deploy.precision.exact import counted, counting
-from aff_deploy.precision.prepare import HALF_NAMES, opset_of
+from aff_deploy.precision.prepare import HALF_NAMES
 from aff_deploy.precision.ranges import Range
 from aff_deploy.precision.values import FP16_MAX, FP16_TINY
 from aff_deploy.precision.weights import misfits
@@ -88,7 +89,8 @@ def _require_names(graph: GraphProto, asked: Sequence[str]) -> None:
         if name not in names:
             near = nearest(name, names)
             raise UsageError(
-                f"no node of the model is called {name!r}", fix=f"did you mean {near!r}?" if near else "inspect names the nodes"
+                f"no node of the model is called {name!r}",
+                fix=f"did you mean {near!r}?" if near else "list the nodes with: aff-deploy inspect FILE --json",
             )
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 from onnx.inliner import inline_local_functions
 
-from aff_deploy.errors import MissingDependency, ModelError
+from aff_deploy.errors import ModelError
 from aff_deploy.onnx_data import first_line, iter_graphs, iter_tensors, nested_graphs, tensor_bytes
 from aff_deploy.onnx_file import MAX_MODEL_BYTES, infer_types, overridable, skeleton, sorted_nodes
 from aff_deploy.ops import is_fusion
+from aff_deploy.runtimes.onnxruntime import import_onnxruntime
 
 ONNX_DOMAINS = ("", "ai.onnx")
 _MARK = "inside call "
@@ -67,6 +66,16 @@ def fresh(name: str, taken: set[str]) -> str:
     return name
 
 
+def name_nodes(graph: GraphProto) -> None:
+    """Give every node a name of its own."""
+    taken = {node.name for node in graph.node}
+    seen: set[str] = set()
+    for node in graph.node:
+        if not node.name or node.name in seen:
+            node.name = fresh(f"{node.name or node.op_type}_{node.output[0]}" if node.output else node.op_type, taken)
+        seen.add(node.name)
+
+
 def tensor_types(model: ModelProto) -> dict[str, TypeProto.Tensor]:
     """The type of every tensor of the main graph, its shape where known.
 
@@ -85,11 +94,12 @@ def _asked(model: ModelProto, unknown: list[str]) -> dict[str, TypeProto.Tensor]
     light = skeleton(model)
     del light.graph.output[:]
     light.graph.output.extend(ValueInfoProto(name=name) for name in unknown)
-    options = onnxruntime().SessionOptions()
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime().InferenceSession(light.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(light.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class
         raise ModelError(
             f"the type of tensor {unknown[0]!r} cannot be told: {first_line(error)}", fix="note it in the model's value_info"
@@ -105,18 +115,6 @@ def _asked(model: ModelProto, unknown: list[str]) -> dict[str, TypeProto.Tensor]
 
 # ONNX Runtime's names where they are not ONNX's.
 _ELEMENTS = {"float": "FLOAT", "double": "DOUBLE"}
-
-
-def onnxruntime() -> Any:
-    """The module, imported when it is needed.
-
-    Raises:
-        MissingDependency: it is not installed.
-    """
-    try:
-        return importlib.import_module("onnxruntime")
-    except ImportError:
-        raise MissingDependency("onnxruntime is not installed", extra="cpu") from None
 
 
 def inlined(model: ModelProto) -> tuple[ModelProto, dict[str, tuple[str, str]]]:

@@ -35,9 +35,14 @@ TYPES = {
 ONNX_BFLOAT16 = 16
 
 
-def _import_onnxruntime() -> Any:
+def import_onnxruntime(module: str = "onnxruntime") -> Any:
+    """ONNX Runtime, or a module inside it, imported when it is needed.
+
+    Raises:
+        MissingDependency: it is not installed.
+    """
     try:
-        return importlib.import_module("onnxruntime")
+        return importlib.import_module(module)
     except ImportError:
         raise MissingDependency("onnxruntime is not installed", extra="cpu") from None
 
@@ -48,7 +53,7 @@ def available_providers() -> tuple[str, ...]:
     Raises:
         MissingDependency: onnxruntime is not installed.
     """
-    return tuple(_import_onnxruntime().get_available_providers())
+    return tuple(import_onnxruntime().get_available_providers())
 
 
 def _reason(error: Exception) -> str:
@@ -69,7 +74,7 @@ def _spec(value: Any) -> TensorSpec:
     return TensorSpec(value.name, shape, TYPES[value.type])
 
 
-def _to_bfloat16_bits(array: Array) -> Array:
+def bfloat16_bits(array: Array) -> Array:
     """float32 as the 16 bits of the nearest bfloat16 (ties to even), numpy having no such type."""
     bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
@@ -91,7 +96,7 @@ class OnnxRuntimeRunner:
     """
 
     def __init__(self, model: Path | onnx.ModelProto, *, providers: Sequence[str] = CPU, threads: int | None = None) -> None:
-        ort = _import_onnxruntime()
+        ort = import_onnxruntime()
         if absent := [p for p in providers if p not in ort.get_available_providers()]:
             raise MissingDependency(f"ONNX Runtime here has no {', '.join(absent)}", extra="gpu")
         options = ort.SessionOptions()
@@ -151,12 +156,12 @@ class OnnxRuntimeRunner:
         return dict(zip(self._outputs, values, strict=True))
 
     def _run_bfloat16(self, feeds: Feeds) -> list[Array]:
-        ort = _import_onnxruntime()
+        ort = import_onnxruntime()
         values = {}
         for spec in self._inputs:
             array = feeds[spec.name]
             if spec.dtype == "bfloat16":
-                values[spec.name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(_to_bfloat16_bits(array), ONNX_BFLOAT16)
+                values[spec.name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bfloat16_bits(array), ONNX_BFLOAT16)
             else:
                 values[spec.name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
         results = self._session.run_with_ort_values(self._outputs, values)

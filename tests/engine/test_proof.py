@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from onnx import ModelProto, TensorProto, helper, parser
 
-from aff_deploy.engine.listing import Layer, Listing
+from aff_deploy.engine.listing import EngineTensor, Layer, Listing
 from aff_deploy.engine.proof import Proof, expected_types, prove
 from aff_deploy.errors import CheckFailed
 from aff_deploy.spec import Precision
@@ -104,6 +104,15 @@ def test_a_model_without_products_proves_nothing() -> None:
     text = '<ir_version: 8, opset_import: ["" : 18]> m (float16[2] x) => (float16[2] out) { out = Relu(x) }'
     engine = Listing((Layer("l", "kgen", ("float16",), (), (), ("node_of_out",)),), (), "a test")
     assert not prove(parser.parse_model(text), engine, Precision.FP16, None).passed
+
+
+def test_an_input_of_another_type_than_the_model_s_fails() -> None:
+    layers = listing(narrow="float16", wide="float32", call="float16").layers
+    for dtype, passes in (("float32", True), ("float16", False)):
+        ends = (EngineTensor("x", "input", dtype, (1, 4, 2, 2)), EngineTensor("out", "output", "float32", (1, 4, 2, 2)))
+        found = prove(half_model(), Listing(layers, ends, "a test"), Precision.FP16, None)
+        assert found.passed is passes
+        assert [d.node for d in found.dissent] == ([] if passes else ["x"])
 
 
 QUANTISED = """<ir_version: 8, opset_import: ["" : 18]>
