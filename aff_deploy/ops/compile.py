@@ -79,12 +79,15 @@ def launch_sizes(call: Call, blocks: Blocks, kernel: str) -> tuple[int, ...]:
     }[kernel]
 
 
-def compile_call(call: Call, capability: int = 80, *, cache: Path | None = None) -> tuple[KernelImage, ...]:
+def compile_call(
+    call: Call, capability: int = 80, *, blocks: Blocks | None = None, cache: Path | None = None
+) -> tuple[KernelImage, ...]:
     """The kernels of a call, in the order of their launches.
 
     Args:
         call: what they are for.
         capability: compute capability, major * 10 + minor, one of `PTX_VERSIONS`.
+        blocks: block sizes; None for those of `choose_blocks`, which launchers expect.
         cache: folder to keep them in; None for ``cache_folder()``.
 
     Raises:
@@ -94,7 +97,7 @@ def compile_call(call: Call, capability: int = 80, *, cache: Path | None = None)
     if capability not in PTX_VERSIONS:
         known = ", ".join(map(str, PTX_VERSIONS))
         raise UsageError(f"no kernels for compute capability {capability}", fix=f"choose among {known}")
-    blocks = choose_blocks(call)
+    blocks = choose_blocks(call) if blocks is None else blocks
     folder = cache_folder() if cache is None else cache
     return tuple(_image(call, blocks, kernel, capability, folder) for kernel in call.kernels)
 

@@ -1,5 +1,6 @@
 // The driver's functions as the stand-in has them.
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <sstream>
@@ -12,7 +13,7 @@ using fake_cuda::Lock;
 using fake_cuda::World;
 using fake_cuda::world;
 
-constexpr int kInvalidValue = 1, kInvalidContext = 201, kInvalidPtx = 218, kNotFound = 500, kOutOfMemory = 2;
+constexpr int kInvalidValue = 1, kInvalidContext = 201, kInvalidPtx = 218, kNotFound = 500, kLaunchFailed = 719;
 
 // The injected result, or 0.
 int injected(const char* function) {
@@ -21,19 +22,6 @@ int injected(const char* function) {
         return 0;
     }
     return found->second.after-- > 0 ? 0 : found->second.result;
-}
-
-std::vector<std::size_t> parameter_bytes(const std::string& ptx, std::size_t at) {
-    std::vector<std::size_t> all;
-    std::istringstream words(ptx.substr(at, ptx.find(')', at) - at));
-    for (std::string word; words >> word;) {
-        if (word == ".u64") {
-            all.push_back(8);
-        } else if (word == ".u32" || word == ".f32") {
-            all.push_back(4);
-        }
-    }
-    return all;
 }
 
 bool read_constants(const std::string& ptx, fake_kernels::Constants& k) {
@@ -165,9 +153,16 @@ int cuCtxPopCurrent_v2(CUctx_st** context) {
 int cuModuleLoadDataEx(CUmod_st** module, const void* image, unsigned int count, int* options, void** values) {
     const Lock lock(world().mutex);
     int result = injected("cuModuleLoadDataEx");
-    const std::string ptx(static_cast<const char*>(image));
-    if (result == 0 && (ptx.find(".version") == std::string::npos || ptx.find(".entry") == std::string::npos)) {
-        result = kInvalidPtx;
+    std::string said = "stand-in error";
+    const std::string text(static_cast<const char*>(image));
+    std::vector<ptx::Program> kernels;
+    if (result == 0) {
+        try {
+            kernels = ptx::read(text);
+        } catch (const ptx::Invalid& error) {
+            result = kInvalidPtx;
+            said = error.what();
+        }
     }
     if (result != 0) {
         char* log = nullptr;
@@ -177,7 +172,7 @@ int cuModuleLoadDataEx(CUmod_st** module, const void* image, unsigned int count,
             bytes = options[index] == 6 ? reinterpret_cast<std::uintptr_t>(values[index]) : bytes;
         }
         if (log != nullptr) {
-            std::strncpy(log, "ptxas application ptx input, line 1; fatal: stand-in error", bytes);
+            std::strncpy(log, ("ptxas application ptx input; fatal: " + said).c_str(), bytes);
         }
         return result;
     }
@@ -185,7 +180,7 @@ int cuModuleLoadDataEx(CUmod_st** module, const void* image, unsigned int count,
         return kInvalidContext;
     }
     auto made = std::make_unique<CUmod_st>(
-        CUmod_st{ptx, fake_cuda::contexts_of_thread().back(), fake_cuda::contexts_of_thread().back()->id});
+        CUmod_st{text, std::move(kernels), fake_cuda::contexts_of_thread().back(), fake_cuda::contexts_of_thread().back()->id});
     *module = made.get();
     world().modules.insert(std::move(made));
     ++world().state.modules_loaded;
@@ -210,15 +205,13 @@ int cuModuleUnload(CUmod_st* module) {
 
 int cuModuleGetFunction(CUfunc_st** function, CUmod_st* module, const char* name) {
     BEGIN(cuModuleGetFunction)
-    const std::size_t at = module->ptx.find(".entry " + std::string(name) + "(");
-    if (at == std::string::npos) {
+    const auto found = std::find_if(module->kernels.begin(), module->kernels.end(),
+                                    [name](const ptx::Program& program) { return program.entry == name; });
+    if (found == module->kernels.end()) {
         return kNotFound;
     }
-    auto made = std::make_unique<CUfunc_st>();
-    made->entry = name;
-    made->bytes = parameter_bytes(module->ptx, at);
+    auto made = std::make_unique<CUfunc_st>(CUfunc_st{*found, {}, false, module->context});
     made->has_constants = read_constants(module->ptx, made->constants);
-    made->context = module->context;
     *function = made.get();
     world().functions.push_back(std::move(made));
     return 0;
@@ -241,33 +234,46 @@ int cuLaunchKernel(CUfunc_st* function, unsigned int x, unsigned int y, unsigned
     World& w = world();
     const bool may_be_large = w.large[function->context].count(function) != 0;
     if (fake_cuda::contexts_of_thread().empty() || fake_cuda::contexts_of_thread().back() != function->context ||
-        threads == 0 || threads_y != 1 || threads_z != 1 || extra != nullptr || (shared_bytes > 48 * 1024 && !may_be_large)) {
+        threads == 0 || threads_y != 1 || threads_z != 1 || extra != nullptr || (shared_bytes > 48 * 1024 && !may_be_large) ||
+        (function->program.threads != 0 && function->program.threads != threads)) {
         return kInvalidValue;
     }
-    std::vector<std::uint64_t> values(function->bytes.size());
+    std::vector<std::uint64_t> values(function->program.parameter_bytes.size());
     for (std::size_t index = 0; index < values.size(); ++index) {
-        std::memcpy(&values[index], arguments[index], function->bytes[index]);
+        std::memcpy(&values[index], arguments[index], function->program.parameter_bytes[index]);
     }
-    w.state.launches.push_back({function->entry, {x, y, z}, threads, shared_bytes, stream, function->context, values});
-    if (w.running && function->has_constants) {
-        fake_kernels::run(function->entry, function->constants, values, x);
+    w.state.launches.push_back({function->program.entry, {x, y, z}, threads, shared_bytes, stream, function->context, values});
+    if (!w.running) {
+        return 0;
+    }
+    if (function->has_constants) {
+        fake_kernels::run(function->program.entry, function->constants, values, x);
+        return 0;
+    }
+    try {
+        w.counts = ptx::run(function->program, {x, threads, shared_bytes, values}, w.memory);
+    } catch (const ptx::Fault& fault) {
+        w.fault = fault.what();
+        std::fprintf(stderr, "stand-in driver: %s\n", fault.what());
+        return kLaunchFailed;
     }
     return 0;
 }
 
 int cuMemAlloc_v2(void** pointer, std::size_t bytes) {
     BEGIN(cuMemAlloc)
-    *pointer = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
-    return *pointer == nullptr ? kOutOfMemory : 0;
-}
-
-int cuMemFree_v2(void* pointer) {
-    std::free(pointer);
+    *pointer = world().memory.allocate(bytes);
     return 0;
 }
 
+int cuMemFree_v2(void* pointer) {
+    const Lock lock(world().mutex);
+    return world().memory.free(pointer) ? 0 : kInvalidValue;
+}
+
 int cuMemcpyHtoD_v2(void* to, const void* from, std::size_t bytes) {
-    std::memcpy(to, from, bytes);
+    const Lock lock(world().mutex);
+    world().memory.fill(to, from, bytes);
     return 0;
 }
 
@@ -287,6 +293,28 @@ int cuStreamSynchronize(CUstream_st*) {
 
 int cuStreamDestroy_v2(CUstream_st*) {
     return 0;
+}
+
+// Beyond the driver's functions, for whoever opens the stand-in from another language.
+
+// What was wrong with the last launch that failed, in words.
+const char* stand_in_fault() {
+    return world().fault.c_str();
+}
+
+// Of the last launch, in instructions of a warp: all, products of matrices, and passes through the banks of shared memory, as
+// they were and as they would be without conflicts.
+void stand_in_counts(std::uint64_t* counts) {
+    const ptx::Counts& made = world().counts;
+    const std::uint64_t all[] = {made.instructions, made.products, made.shared_turns, made.shared_turns_least};
+    std::copy(std::begin(all), std::end(all), counts);
+}
+
+// Of an allocation since it was made: sectors of 32 bytes read and written.
+void stand_in_traffic(void* address, std::uint64_t* sectors) {
+    const ptx::Traffic traffic = world().memory.traffic(reinterpret_cast<std::uint64_t>(address));
+    sectors[0] = traffic.read_sectors;
+    sectors[1] = traffic.written_sectors;
 }
 
 }  // extern "C"

@@ -10,6 +10,7 @@
 
 #include "fake_cuda.h"
 #include "fake_kernels.h"
+#include "ptx/machine.h"
 
 struct CUctx_st {
     unsigned long long id;
@@ -20,13 +21,13 @@ struct CUstream_st {
 };
 struct CUmod_st {
     std::string ptx;
+    std::vector<ptx::Program> kernels;
     CUctx_st* context;
     unsigned long long context_id;
 };
 struct CUfunc_st {
-    std::string entry;
-    std::vector<std::size_t> bytes;  // of every parameter
-    fake_kernels::Constants constants;
+    ptx::Program program;
+    fake_kernels::Constants constants;  // of the version in C++, which runs instead
     bool has_constants;
     CUctx_st* context;
 };
@@ -45,7 +46,9 @@ struct World {
     std::set<std::unique_ptr<CUmod_st>> modules;
     std::vector<std::unique_ptr<CUfunc_st>> functions;
     std::map<std::string, Failure> failures;
-    std::map<void*, std::size_t> memory;
+    ptx::DeviceMemory memory;
+    std::string fault;  // of the last launch that had one
+    ptx::Counts counts;
     std::map<CUctx_st*, std::set<CUfunc_st*>> large;
     fake_cuda::State state;
     unsigned long long next_id = 1;

@@ -1,4 +1,4 @@
-"""Runs the kernels through Triton's interpreter and prints, as JSON, how far each case is from the reference.
+"""Runs the kernels through Triton's interpreter and prints, as JSON, how far each case is from the definition.
 
 A program of its own, since TRITON_INTERPRET must be set before Triton is imported:
 ``python -m tests.ops.interpreted float16 [slow]``.
@@ -9,118 +9,27 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import dataclass
 
 os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
 import torch
 
-from aff_deploy.ops import Variant
-from aff_deploy.ops.launch import Blocks
-from aff_deploy.ops.reference import attentional_fusion
 from aff_deploy.ops.torch_op import launch
+from tests.ops.kernel_cases import CASES, PARTS, SLOW_CASES, Case, error_of, inputs_of
 
 torch.set_num_threads(1)
 
-BOTH = ("local", "global")
-WAYS = (("sum", True), ("self", True), ("self", False), ("explicit", True), ("explicit", False), ("concat", True))
-# Small enough that several blocks are needed of everything.
-SMALL = Blocks(16, 16, 16, 4, 32, 16, 16, 16, 4, logits_c=16, logits_i=16, logits_rows=2)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A call; sizes as in `aff_deploy.ops.launch.Call`. `blocks` None takes the table's."""
-
-    channels: int = 16
-    inter: int = 4
-    spatial: tuple[int, ...] = (5, 6)
-    images: int = 2
-    context: str = "sum"
-    blend: bool = True
-    branches: tuple[str, ...] = BOTH
-    activation: str = "Relu"
-    gate: str = "Sigmoid"
-    scale: float = 1.0
-    last: bool = False
-    blocks: Blocks | None = None
-    context_channels: int = 0
-    size: float = 1.0
-
-
-CASES: tuple[Case, ...] = (
-    # Every context, with and without y, by every set of branches.
-    *(
-        Case(
-            context=context,
-            blend=blend,
-            branches=branches,
-            last=(i + j) % 2 == 1,
-            context_channels=19 if context == "explicit" else 0,
-            images=1,
-        )
-        for i, branches in enumerate((BOTH, ("local",), ("global",)))
-        for j, (context, blend) in enumerate(WAYS)
-    ),
-    # Tails: nothing is a multiple of anything; one of everything; many blocks of everything.
-    Case(channels=35, inter=7, spatial=(5, 7), blocks=SMALL, scale=1.7),
-    Case(channels=35, inter=7, spatial=(5, 7), blocks=SMALL, last=True),
-    Case(
-        channels=40,
-        inter=20,
-        spatial=(4, 5),
-        images=1,
-        blocks=SMALL,
-        context="concat",
-        branches=("local",),
-        scale=2.0,
-        activation="Silu",
-    ),
-    Case(channels=21, inter=40, spatial=(1, 17), blocks=SMALL, context="explicit", context_channels=50),
-    Case(channels=1, inter=1, spatial=(1, 1), images=1),
-    Case(channels=20, inter=33, spatial=(1, 1), images=5, last=True),
-    Case(channels=48, inter=26, spatial=(33,), activation="Silu", gate="HardSigmoid"),
-    Case(channels=16, inter=20, spatial=(3, 5, 4), gate="HardSigmoid", scale=2.0),
-    # The table's blocks at sizes of networks.
-    Case(channels=64, inter=16, spatial=(14, 14), images=1),
-    Case(channels=520, inter=65, spatial=(3, 3), images=1, last=True),
-    Case(channels=40, inter=130, spatial=(9, 9), images=1, last=True, activation="Silu"),
-    # Logits far from zero: no overflow where the gate saturates.
-    Case(channels=24, inter=8, spatial=(4, 4), size=40.0),
-)
-
-SLOW_CASES: tuple[Case, ...] = (
-    Case(channels=4096, inter=70, spatial=(2, 2), images=1),
-    Case(channels=2048, inter=128, spatial=(7, 7), images=1, last=True),
-    Case(channels=600, inter=70, spatial=(9, 8), images=1, gate="HardSigmoid"),
-    Case(channels=64, inter=130, spatial=(12, 12), images=3, context="self", blend=False, last=True),
-    Case(channels=256, inter=64, spatial=(20, 20), images=2),
-)
-
 
 def error(case: Case, dtype: str) -> float:
-    """The largest difference from the reference, in the reference's largest value."""
-    generator = np.random.default_rng(0)
-
-    def random(*shape: int, fan_in: int = 1) -> torch.Tensor:
-        return torch.from_numpy(generator.normal(size=shape) / np.sqrt(fan_in)).to(getattr(torch, dtype))
-
-    seen = case.context_channels or case.channels * (2 if case.context == "concat" else 1)
-    full = (case.images, case.channels, *case.spatial)
-    x, y, a = random(*full), random(*full), random(case.images, seen, *case.spatial)
-    if case.last:
-        x = x.contiguous(memory_format=torch.channels_last)
-    weights = []
-    for _ in case.branches:
-        weights += [random(case.inter, seen, fan_in=seen), random(case.inter)]
-        weights += [random(case.channels, case.inter, fan_in=case.inter), random(case.channels) * case.size]
-    explicit = case.context == "explicit"
+    """The largest difference from the definition, in its largest value."""
+    inputs = inputs_of(case, dtype)
+    x = inputs["x"]
     out = launch(
         x,
-        y if case.blend else None,
-        a if explicit else None,
-        weights,
+        inputs["y"] if case.blend else None,
+        inputs["a"] if case.context == "explicit" else None,
+        [inputs[f"{branch}_{part}"] for branch in case.branches for part in PARTS],
         case.context,
         "+".join(case.branches),
         case.activation,
@@ -130,15 +39,7 @@ def error(case: Case, dtype: str) -> float:
     )
     assert out.dtype == x.dtype
     assert out.stride() == x.stride() or out.numel() == 1
-    context = "explicit" if case.context in ("explicit", "concat") else case.context
-    variant = Variant(context, case.blend, case.branches, case.activation, case.gate)  # type: ignore[arg-type]
-    named = {"x": x, "y": y, "a": torch.cat([x, y], 1) if case.context == "concat" else a}
-    parts = ("w1", "b1", "w2", "b2")
-    names = [f"{branch}_{part}" for branch in case.branches for part in parts]
-    named |= dict(zip(names, weights, strict=True))
-    arrays = {name: tensor.double().numpy() for name, tensor in named.items()}
-    expected = attentional_fusion(variant, arrays, scale=case.scale)
-    return float(np.max(np.abs(out.double().numpy() - expected)) / np.max(np.abs(expected)))
+    return error_of(case, inputs, out)
 
 
 def main(dtype: str, *slow: str) -> None:

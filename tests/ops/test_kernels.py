@@ -23,10 +23,9 @@ from aff_deploy.ops.launch import (
     largest_divisor,
     unsupported,
 )
+from tests.ops.kernel_cases import CASES, TOLERANCES
 
 pytest.importorskip("triton", reason="the kernels need triton: Linux, Python 3.11 or later")
-
-TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 
 
 def errors_of(dtype: str, *slow: str) -> dict[str, float]:
@@ -42,7 +41,7 @@ def errors_of(dtype: str, *slow: str) -> dict[str, float]:
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_kernels_compute_the_definition(dtype: str) -> None:
     errors = errors_of(dtype)
-    assert len(errors) == 30
+    assert len(errors) == len(CASES)
     # Not `error > tolerance`, which lets NaN pass.
     assert {case: error for case, error in errors.items() if not error <= TOLERANCES[dtype]} == {}
 

@@ -58,6 +58,7 @@ def run(*command: str, cwd: Path | None = None, stdin: str = "", env: dict[str, 
     return done.stdout
 
 
-def build(folder: Path) -> None:
-    """Compile, with warnings as errors."""
-    run("cmake", "--build", str(folder), "--parallel", "2")
+def build(folder: Path, *targets: str) -> None:
+    """Compile everything or some targets, with warnings as errors."""
+    chosen = ("--target", *targets) if targets else ()
+    run("cmake", "--build", str(folder), "--parallel", "2", *chosen)

@@ -1,0 +1,58 @@
+// fp16 and bf16 as their bits, without a compiler that knows the types.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace ptx {
+
+inline float from_bits(std::uint32_t bits) {
+    float value = 0;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+inline std::uint32_t to_bits(float value) {
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+inline float from_bf16(std::uint16_t bits) {
+    return from_bits(static_cast<std::uint32_t>(bits) << 16);
+}
+
+inline float from_fp16(std::uint16_t bits) {
+    const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000U) << 16;
+    const std::uint32_t exponent = (bits >> 10) & 31U;
+    const std::uint32_t fraction = bits & 1023U;
+    if (exponent == 0) {
+        const float small = static_cast<float>(fraction) * 0x1p-24F;
+        return sign == 0 ? small : -small;
+    }
+    return from_bits(sign | (exponent == 31 ? 0x7F800000U : (exponent + 112) << 23) | fraction << 13);
+}
+
+// Both round to nearest, ties to even, and keep NaN.
+inline std::uint16_t to_bf16(float value) {
+    const std::uint32_t bits = to_bits(value);
+    return static_cast<std::uint16_t>(std::isnan(value) ? 0x7FFFU : (bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16);
+}
+
+inline std::uint16_t to_fp16(float value) {
+    const std::uint32_t sign = (to_bits(value) >> 16) & 0x8000U;
+    const float size = std::fabs(value);
+    std::uint32_t bits = 0x7C00U;
+    if (std::isnan(value)) {
+        bits = 0x7FFFU;
+    } else if (size < 0x1p-14F) {
+        bits = static_cast<std::uint32_t>(std::nearbyint(size * 0x1p24F));  // steps of the smallest number
+    } else if (size < 65520.0F) {
+        const std::uint32_t wide = to_bits(size) - (112U << 23);
+        bits = (wide + 0xFFFU + ((wide >> 13) & 1U)) >> 13;
+    }
+    return static_cast<std::uint16_t>(sign | bits);
+}
+
+}  // namespace ptx

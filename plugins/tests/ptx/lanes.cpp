@@ -1,0 +1,436 @@
+// Instructions that every lane executes by itself: arithmetic, logic, comparisons, conversions, moves.
+#include <cmath>
+#include <limits>
+#include <tuple>
+#include <type_traits>
+
+#include "half.h"
+#include "machine.h"
+
+namespace ptx {
+namespace {
+
+template <typename T>
+T as(std::uint64_t column) {
+    T value{};
+    std::memcpy(&value, &column, sizeof value);  // the low bytes: little endian
+    return value;
+}
+
+template <typename T>
+std::uint64_t bits(T value) {
+    std::uint64_t column = 0;
+    std::memcpy(&column, &value, sizeof value);
+    return column;
+}
+
+[[noreturn]] void unknown() {
+    throw Fault("the stand-in does not know the instruction for this type");
+}
+
+// One lane after another: `f` of the operands behind the first, read as `Args`; the first takes the result.
+template <typename... Args, typename F, std::size_t... I>
+void each_of(Warp& warp, const Instruction& i, std::uint32_t active, F f, std::index_sequence<I...>) {
+    if (i.operands.size() != sizeof...(Args) + 1) {
+        throw Fault("another number of operands than the instruction has");
+    }
+    const Column* from[] = {&warp.columns[i.operands[I + 1].column]...};
+    Column& to = warp.columns[i.operands[0].column];
+    for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
+        if ((active >> lane & 1U) != 0) {
+            to[lane] = bits(f(as<Args>((*from[I])[lane])...));
+        }
+    }
+}
+
+template <typename... Args, typename F>
+void each(Warp& warp, const Instruction& i, std::uint32_t active, F f) {
+    each_of<Args...>(warp, i, active, f, std::index_sequence_for<Args...>{});
+}
+
+// Calls `f` with a zero of the C++ type of a whole number.
+template <typename F>
+void with_integer(Type type, F f) {
+    switch (type) {
+        case Type::kB16:
+        case Type::kU16:
+            return f(std::uint16_t{});
+        case Type::kS16:
+            return f(std::int16_t{});
+        case Type::kB32:
+        case Type::kU32:
+            return f(std::uint32_t{});
+        case Type::kS32:
+            return f(std::int32_t{});
+        case Type::kB64:
+        case Type::kU64:
+            return f(std::uint64_t{});
+        case Type::kS64:
+            return f(std::int64_t{});
+        default:
+            unknown();
+    }
+}
+
+bool is_fp16(Type type) {
+    return type == Type::kF16 || type == Type::kF16x2;
+}
+
+float float_of(std::uint16_t value, Type type) {
+    return is_fp16(type) ? from_fp16(value) : from_bf16(value);
+}
+
+std::uint16_t half_of(float value, Type type) {
+    return is_fp16(type) ? to_fp16(value) : to_bf16(value);
+}
+
+// Arithmetic on numbers, one or two in a register, by a function of floats. Halves are rounded from fp32: for sums and products
+// that is exact enough, a fused one is rounded twice.
+template <std::size_t kArity, typename F>
+void floats(Warp& w, const Instruction& i, std::uint32_t active, F f) {
+    const Type type = i.what.type;
+    const bool narrow = type != Type::kF32 && type != Type::kF32x2;
+    const std::size_t parts = type == Type::kF32 || type == Type::kF16 || type == Type::kBf16 ? 1 : 2;
+    const std::size_t width = narrow ? 16 : 32;
+    if (i.operands.size() != kArity + 1) {
+        throw Fault("another number of operands than the instruction has");
+    }
+    for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
+        if ((active >> lane & 1U) == 0) {
+            continue;
+        }
+        std::uint64_t made = 0;
+        for (std::size_t part = 0; part < parts; ++part) {
+            std::array<float, kArity> values{};
+            for (std::size_t index = 0; index < kArity; ++index) {
+                const std::uint64_t column = w.columns[i.operands[index + 1].column][lane] >> (part * width);
+                values[index] = narrow ? float_of(static_cast<std::uint16_t>(column), type) : as<float>(column);
+            }
+            const float result = std::apply(f, values);
+            made |= std::uint64_t{narrow ? half_of(result, type) : to_bits(result)} << (part * width);
+        }
+        w.columns[i.operands[0].column][lane] = made;
+    }
+}
+
+bool is_float(Type type) {
+    return type >= Type::kF16;
+}
+
+void add_or_multiply(Warp& w, const Instruction& i, std::uint32_t active) {
+    const Op op = i.what.op;
+    if (is_float(i.what.type)) {
+        return floats<2>(w, i, active, [op](float a, float b) {
+            return op == Op::kAdd ? a + b : op == Op::kSubtract ? a - b : a * b;
+        });
+    }
+    with_integer(i.what.type, [&](auto zero) {
+        using T = decltype(zero);
+        each<T, T>(w, i, active, [op](T a, T b) {
+            const auto wide_a = static_cast<std::uint64_t>(a), wide_b = static_cast<std::uint64_t>(b);
+            return static_cast<T>(op == Op::kAdd        ? wide_a + wide_b
+                                  : op == Op::kSubtract ? wide_a - wide_b
+                                                        : wide_a * wide_b);
+        });
+    });
+}
+
+// mul.hi, mul.wide and mad.wide of 32 bits; mad.lo of any.
+void multiply_wide(Warp& w, const Instruction& i, std::uint32_t active) {
+    const Op op = i.what.op;
+    const bool is_signed = i.what.type == Type::kS32;
+    if (op == Op::kMultiplyAdd) {
+        return with_integer(i.what.type, [&](auto zero) {
+            using T = decltype(zero);
+            each<T, T, T>(w, i, active, [](T a, T b, T c) {
+                return static_cast<T>(static_cast<std::uint64_t>(a) * static_cast<std::uint64_t>(b) +
+                                      static_cast<std::uint64_t>(c));
+            });
+        });
+    }
+    if (!is_signed && i.what.type != Type::kU32) {
+        unknown();
+    }
+    const auto product = [is_signed](std::uint32_t a, std::uint32_t b) {
+        return is_signed ? static_cast<std::uint64_t>(static_cast<std::int64_t>(static_cast<std::int32_t>(a)) *
+                                                      static_cast<std::int32_t>(b))
+                         : static_cast<std::uint64_t>(a) * b;
+    };
+    if (op == Op::kMultiplyAddWide) {
+        each<std::uint32_t, std::uint32_t, std::uint64_t>(
+            w, i, active, [&](std::uint32_t a, std::uint32_t b, std::uint64_t c) { return product(a, b) + c; });
+    } else if (op == Op::kMultiplyWide) {
+        each<std::uint32_t, std::uint32_t>(w, i, active, product);
+    } else {
+        each<std::uint32_t, std::uint32_t>(w, i, active, [&](std::uint32_t a, std::uint32_t b) {
+            return static_cast<std::uint32_t>(product(a, b) >> 32);
+        });
+    }
+}
+
+void divide(Warp& w, const Instruction& i, std::uint32_t active) {
+    if (i.what.type == Type::kF32) {
+        return each<float, float>(w, i, active, [](float a, float b) { return a / b; });
+    }
+    const bool rest = i.what.op == Op::kRemainder;
+    with_integer(i.what.type, [&](auto zero) {
+        using T = decltype(zero);
+        each<T, T>(w, i, active, [rest](T a, T b) {
+            if (b == 0 || (std::is_signed_v<T> && a == std::numeric_limits<T>::min() && b == static_cast<T>(-1))) {
+                throw Fault("a division that has no result");
+            }
+            return static_cast<T>(rest ? a % b : a / b);
+        });
+    });
+}
+
+void smaller_or_larger(Warp& w, const Instruction& i, std::uint32_t active) {
+    const bool least = i.what.op == Op::kMinimum;
+    if (is_float(i.what.type)) {
+        return floats<2>(w, i, active, [least](float a, float b) { return least ? std::fmin(a, b) : std::fmax(a, b); });
+    }
+    with_integer(i.what.type, [&](auto zero) {
+        using T = decltype(zero);
+        each<T, T>(w, i, active, [least](T a, T b) { return (a < b) == least ? a : b; });
+    });
+}
+
+void sign(Warp& w, const Instruction& i, std::uint32_t active) {
+    const bool negate = i.what.op == Op::kNegate;
+    if (i.what.type == Type::kF32) {
+        return each<float>(w, i, active, [negate](float a) { return negate ? -a : std::fabs(a); });
+    }
+    with_integer(i.what.type, [&](auto zero) {
+        using T = decltype(zero);
+        each<T>(w, i, active, [negate](T a) {
+            const bool turned = negate || (std::is_signed_v<T> && a < 0);
+            return static_cast<T>(turned ? 0 - static_cast<std::uint64_t>(a) : static_cast<std::uint64_t>(a));
+        });
+    });
+}
+
+void logic(Warp& w, const Instruction& i, std::uint32_t active) {
+    const Op op = i.what.op;
+    if (op == Op::kNot) {
+        if (i.what.type == Type::kPred) {
+            return each<std::uint64_t>(w, i, active, [](std::uint64_t a) { return std::uint64_t{a == 0}; });
+        }
+        return with_integer(i.what.type, [&](auto zero) {
+            using T = decltype(zero);
+            each<T>(w, i, active, [](T a) { return static_cast<T>(~static_cast<std::uint64_t>(a)); });
+        });
+    }
+    const auto result = [op](std::uint64_t a, std::uint64_t b) {
+        return op == Op::kAnd ? a & b : op == Op::kOr ? a | b : a ^ b;
+    };
+    if (i.what.type == Type::kPred) {
+        return each<std::uint64_t, std::uint64_t>(
+            w, i, active, [&](std::uint64_t a, std::uint64_t b) { return result(std::uint64_t{a != 0}, std::uint64_t{b != 0}); });
+    }
+    with_integer(i.what.type, [&](auto zero) {
+        using T = decltype(zero);
+        each<T, T>(w, i, active, [&](T a, T b) {
+            return static_cast<T>(result(static_cast<std::uint64_t>(a), static_cast<std::uint64_t>(b)));
+        });
+    });
+}
+
+// Shifts of a register's width and more give zeros, or the sign.
+void shift(Warp& w, const Instruction& i, std::uint32_t active) {
+    const bool left = i.what.op == Op::kShiftLeft;
+    with_integer(i.what.type, [&](auto zero) {
+        using T = decltype(zero);
+        each<T, std::uint32_t>(w, i, active, [left](T a, std::uint32_t by) {
+            constexpr std::uint32_t kBits = 8 * sizeof(T);
+            if (left) {
+                return static_cast<T>(by >= kBits ? 0 : static_cast<std::uint64_t>(a) << by);
+            }
+            return static_cast<T>(by >= kBits ? (std::is_signed_v<T> && a < 0 ? -1 : 0) : a >> by);
+        });
+    });
+}
+
+void extract(Warp& w, const Instruction& i, std::uint32_t active) {
+    const bool is_signed = i.what.type == Type::kS32;
+    if (!is_signed && i.what.type != Type::kU32) {
+        unknown();
+    }
+    each<std::uint32_t, std::uint32_t, std::uint32_t>(
+        w, i, active, [is_signed](std::uint32_t a, std::uint32_t position, std::uint32_t length) {
+            if (position + length > 32 || length == 0) {
+                throw Fault("a field of bits outside of its register");
+            }
+            const std::uint32_t up = a << (32 - position - length);
+            return is_signed ? static_cast<std::uint32_t>(static_cast<std::int32_t>(up) >> (32 - length)) : up >> (32 - length);
+        });
+}
+
+void permute(Warp& w, const Instruction& i, std::uint32_t active) {
+    each<std::uint32_t, std::uint32_t, std::uint32_t>(
+        w, i, active, [](std::uint32_t a, std::uint32_t b, std::uint32_t which) {
+            const std::uint64_t all = a | static_cast<std::uint64_t>(b) << 32;
+            std::uint32_t made = 0;
+            for (std::uint32_t byte = 0; byte < 4; ++byte) {
+                const std::uint32_t selector = which >> (4 * byte) & 15U;
+                const auto picked = static_cast<std::uint32_t>(all >> (8 * (selector & 7U))) & 255U;
+                made |= ((selector & 8U) != 0 ? ((picked & 128U) != 0 ? 255U : 0U) : picked) << (8 * byte);
+            }
+            return made;
+        });
+}
+
+void select(Warp& w, const Instruction& i, std::uint32_t active) {
+    each<std::uint64_t, std::uint64_t, std::uint64_t>(
+        w, i, active, [](std::uint64_t a, std::uint64_t b, std::uint64_t which) { return which != 0 ? a : b; });
+}
+
+template <typename T>
+std::uint64_t compared(T a, T b, Comparison comparison) {
+    switch (comparison) {
+        case Comparison::kEqual:
+            return a == b;
+        case Comparison::kUnequal:
+            // That of numbers is the ordered one: false where one is NaN.
+            return a < b || a > b;
+        case Comparison::kLess:
+            return a < b;
+        case Comparison::kLessEqual:
+            return a <= b;
+        case Comparison::kGreater:
+            return a > b;
+        default:
+            return a >= b;
+    }
+}
+
+void compare(Warp& w, const Instruction& i, std::uint32_t active) {
+    const auto comparison = static_cast<Comparison>(i.what.detail);
+    if (i.what.type == Type::kF32) {
+        return each<float, float>(w, i, active, [=](float a, float b) { return compared(a, b, comparison); });
+    }
+    with_integer(i.what.type, [&](auto zero) {
+        using T = decltype(zero);
+        each<T, T>(w, i, active, [=](T a, T b) { return compared(a, b, comparison); });
+    });
+}
+
+void convert(Warp& w, const Instruction& i, std::uint32_t active) {
+    const Type from = i.what.type, to = i.what.to;
+    if (from == Type::kF32 && (to == Type::kF16x2 || to == Type::kBf16x2)) {
+        return each<float, float>(w, i, active, [to](float high, float low) {
+            return half_of(low, to) | static_cast<std::uint32_t>(half_of(high, to)) << 16;
+        });
+    }
+    if (from == Type::kF32 && (to == Type::kF16 || to == Type::kBf16)) {
+        return each<float>(w, i, active, [to](float a) { return half_of(a, to); });
+    }
+    if ((from == Type::kF16 || from == Type::kBf16) && to == Type::kF32) {
+        return each<std::uint16_t>(w, i, active, [from](std::uint16_t a) { return float_of(a, from); });
+    }
+    with_integer(from, [&](auto zero) {
+        using From = decltype(zero);
+        if (to == Type::kF32) {
+            return each<From>(w, i, active, [](From a) { return static_cast<float>(a); });
+        }
+        with_integer(to, [&](auto made) {
+            using To = decltype(made);
+            each<From>(w, i, active, [](From a) { return static_cast<To>(a); });
+        });
+    });
+}
+
+// One register to another, to the parts of several, or several into one.
+void move(Warp& w, const Instruction& i, std::uint32_t active) {
+    const std::size_t heads = i.heads, tails = i.operands.size() - heads;
+    if (heads == 0 || tails == 0 || (heads != 1 && tails != 1)) {
+        throw Fault("another number of operands than the instruction has");
+    }
+    const std::size_t width = 8 * bytes_of(i.what.type), part = width / heads / tails;
+    const std::uint64_t mask = i.what.type == Type::kPred ? 1 : part == 64 ? ~0ULL : (1ULL << part) - 1;
+    for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
+        if ((active >> lane & 1U) == 0) {
+            continue;
+        }
+        std::uint64_t whole = 0;
+        for (std::size_t index = 0; index < tails; ++index) {
+            whole |= (w.columns[i.operands[heads + index].column][lane] & mask) << (index * part);
+        }
+        if (tails == 1) {
+            whole = w.columns[i.operands[heads].column][lane];
+        }
+        for (std::size_t index = 0; index < heads; ++index) {
+            w.columns[i.operands[index].column][lane] = tails == 1 ? whole >> (index * part) & mask : whole;
+        }
+    }
+}
+
+}  // namespace
+
+bool execute_lanes(Warp& w, const Instruction& i, std::uint32_t active) {
+    switch (i.what.op) {
+        case Op::kMove:
+            move(w, i, active);
+            return true;
+        case Op::kAdd:
+        case Op::kSubtract:
+        case Op::kMultiply:
+            add_or_multiply(w, i, active);
+            return true;
+        case Op::kMultiplyHigh:
+        case Op::kMultiplyWide:
+        case Op::kMultiplyAddWide:
+        case Op::kMultiplyAdd:
+            multiply_wide(w, i, active);
+            return true;
+        case Op::kFused:
+            floats<3>(w, i, active, [](float a, float b, float c) { return std::fma(a, b, c); });
+            return true;
+        case Op::kAddMixed:
+            each<std::uint16_t, float>(w, i, active, [&i](std::uint16_t a, float b) { return float_of(a, i.what.type) + b; });
+            return true;
+        case Op::kDivide:
+        case Op::kRemainder:
+            divide(w, i, active);
+            return true;
+        case Op::kMinimum:
+        case Op::kMaximum:
+            smaller_or_larger(w, i, active);
+            return true;
+        case Op::kNegate:
+        case Op::kAbsolute:
+            sign(w, i, active);
+            return true;
+        case Op::kAnd:
+        case Op::kOr:
+        case Op::kXor:
+        case Op::kNot:
+            logic(w, i, active);
+            return true;
+        case Op::kShiftLeft:
+        case Op::kShiftRight:
+            shift(w, i, active);
+            return true;
+        case Op::kExtract:
+            extract(w, i, active);
+            return true;
+        case Op::kPermute:
+            permute(w, i, active);
+            return true;
+        case Op::kSelect:
+            select(w, i, active);
+            return true;
+        case Op::kCompare:
+            compare(w, i, active);
+            return true;
+        case Op::kConvert:
+            convert(w, i, active);
+            return true;
+        case Op::kExponential:
+            each<float>(w, i, active, [](float a) { return std::exp2(a); });
+            return true;
+        default:
+            return false;
+    }
+}
+
+}  // namespace ptx

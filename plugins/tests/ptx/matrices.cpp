@@ -1,0 +1,206 @@
+// What the lanes of a warp do together with matrices: ldmatrix, stmatrix, mma and wgmma. Fragment layouts are those of the PTX ISA,
+// "Matrix Fragments for mma.m16n8k16" and "Asynchronous Warpgroup Level Matrix Operations".
+#include <cstring>
+
+#include "half.h"
+#include "machine.h"
+
+namespace ptx {
+namespace {
+
+constexpr std::uint32_t kRows = 16, kInner = 16, kColumns = 8;
+
+std::uint16_t half_at(std::uint64_t column, std::uint32_t which) {
+    return static_cast<std::uint16_t>(column >> (16 * which));
+}
+
+float number(std::uint16_t bits, Type type) {
+    return type == Type::kF16 ? from_fp16(bits) : from_bf16(bits);
+}
+
+// Lane l holds of an 8 x 8 matrix the elements 2 (l % 4) and the next of row l / 4; transposed, of column l / 4.
+void load_or_store(Warp& warp, const Instruction& instruction, Block& block) {
+    const bool store = instruction.what.op == Op::kStoreMatrices, transposed = instruction.what.detail < 0;
+    const auto count = static_cast<std::uint32_t>(transposed ? -instruction.what.detail : instruction.what.detail);
+    if (instruction.operands.size() != count + 1) {
+        throw Fault("another number of operands than the instruction has");
+    }
+    const Operand& address = instruction.operands[store ? 0 : count];
+    std::vector<std::uint64_t> touched;
+    std::vector<Column> loaded;
+    for (std::uint32_t matrix = 0; matrix < count; ++matrix) {
+        const Column& values = warp.columns[instruction.operands[matrix + (store ? 1 : 0)].column];
+        std::uint16_t elements[8][8];
+        // Row r of matrix m is where lane 8 m + r says.
+        const auto row_address = [&](std::uint32_t row) {
+            const std::uint64_t said = warp.columns[address.column][8 * matrix + row];
+            return static_cast<std::uint64_t>(static_cast<std::uint32_t>(said + static_cast<std::uint64_t>(address.offset)));
+        };
+        const auto each_element = [&](const auto& f) {
+            for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
+                for (std::uint32_t which = 0; which < 2; ++which) {
+                    const std::uint32_t along = lane % 4 * 2 + which, across = lane / 4;
+                    f(lane, which, transposed ? elements[along][across] : elements[across][along]);
+                }
+            }
+        };
+        if (store) {
+            each_element([&](std::uint32_t lane, std::uint32_t which, std::uint16_t& element) {
+                element = half_at(values[lane], which);
+            });
+        }
+        for (std::uint32_t row = 0; row < 8; ++row) {
+            const std::uint64_t where = row_address(row);
+            const std::uint32_t thread = warp.index * kLanes + 8 * matrix + row;
+            touched.push_back(where);
+            if (store) {
+                block.shared.write(where, elements[row], sizeof elements[row], thread);
+            } else {
+                std::memcpy(elements[row], block.shared.read(where, sizeof elements[row], thread), sizeof elements[row]);
+            }
+        }
+        if (!store) {
+            Column made{};
+            each_element([&](std::uint32_t lane, std::uint32_t which, std::uint16_t element) {
+                made[lane] |= static_cast<std::uint64_t>(element) << (16 * which);
+            });
+            loaded.push_back(made);
+        }
+    }
+    // Only now: the addresses may be in one of these registers.
+    for (std::size_t matrix = 0; matrix < loaded.size(); ++matrix) {
+        warp.columns[instruction.operands[matrix].column] = loaded[matrix];
+    }
+    count_banks(touched, 16, block.counts);
+}
+
+void product(Warp& warp, const Instruction& instruction, Block& block) {
+    if (instruction.operands.size() != 14) {
+        throw Fault("another number of operands than the instruction has");
+    }
+    const auto registers = [&](std::size_t index) -> Column& { return warp.columns[instruction.operands[index].column]; };
+    const Type type = instruction.what.to;
+    float a[kRows][kInner], b[kInner][kColumns];
+    for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
+        const std::uint32_t group = lane / 4, in_group = lane % 4;
+        for (std::uint32_t which = 0; which < 2; ++which) {
+            for (std::uint32_t index = 0; index < 4; ++index) {
+                a[group + index % 2 * 8][in_group * 2 + which + index / 2 * 8] =
+                    number(half_at(registers(4 + index)[lane], which), type);
+            }
+            for (std::uint32_t index = 0; index < 2; ++index) {
+                b[in_group * 2 + which + index * 8][group] = number(half_at(registers(8 + index)[lane], which), type);
+            }
+        }
+    }
+    for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
+        for (std::uint32_t index = 0; index < 4; ++index) {
+            const std::uint32_t row = lane / 4 + index / 2 * 8, column = lane % 4 * 2 + index % 2;
+            float sum = from_bits(static_cast<std::uint32_t>(registers(10 + index)[lane]));
+            for (std::uint32_t k = 0; k < kInner; ++k) {
+                sum += a[row][k] * b[k][column];
+            }
+            registers(index)[lane] = to_bits(sum);
+        }
+    }
+    ++block.counts.products;
+}
+
+// A matrix in shared memory as a 64-bit descriptor says: where it begins, how far apart its parts are, and how it is swizzled.
+class Described {
+  public:
+    Described(std::uint64_t descriptor, bool transposed) : transposed_(transposed) {
+        const auto field = [descriptor](int from) { return (descriptor >> from & 0x3FFFU) << 4; };
+        begin_ = field(0);
+        leading_ = field(16);
+        stride_ = field(32);
+        const auto mode = static_cast<std::uint32_t>(descriptor >> 62);
+        width_ = mode == 0 ? 16 : 256U >> mode;
+        mask_ = mode == 0 ? 0 : width_ / 16 - 1;
+        if (transposed && mode == 0) {
+            throw Fault("a transposed matrix without swizzle, which the stand-in does not know");
+        }
+    }
+
+    // `outer` counts rows of A or columns of B, `k` goes along the product.
+    std::uint64_t address(std::uint32_t outer, std::uint32_t k) const {
+        const std::uint32_t along = transposed_ ? outer : k, across = transposed_ ? k : outer;
+        const std::uint64_t in_row = along * 2 % width_, part = along * 2 / width_;
+        const std::uint64_t plain = begin_ + across / 8 * stride_ + across % 8 * width_ + part * leading_ + in_row;
+        return plain ^ (plain >> 7 & mask_) << 4;
+    }
+
+  private:
+    std::uint64_t begin_, leading_, stride_, width_, mask_;
+    bool transposed_;
+};
+
+}  // namespace
+
+void execute_matrices(Warp& warp, const Instruction& instruction, Block& block) {
+    if (instruction.what.op == Op::kMatrixProduct) {
+        product(warp, instruction, block);
+    } else {
+        load_or_store(warp, instruction, block);
+    }
+}
+
+// The share of one warp of four: rows 16 w to 16 w + 15.
+void execute_group_product(Warp& warp, const Instruction& instruction, Block& block) {
+    const auto columns = static_cast<std::uint32_t>(instruction.what.detail);
+    const std::size_t results = columns / 2, rest = instruction.operands.size() - results;
+    const bool in_registers = rest == 9;  // A is four registers and has no order of its own
+    if (instruction.heads != results || (rest != 7 && !in_registers)) {
+        throw Fault("another number of operands than the instruction has");
+    }
+    const auto registers = [&](std::size_t index) -> Column& { return warp.columns[instruction.operands[index].column]; };
+    const std::size_t behind_a = results + (in_registers ? 4 : 1);
+    const auto flag = [&](std::size_t index) { return registers(behind_a + index)[0]; };
+    if (flag(2) != 1 || flag(3) != 1) {
+        throw Fault("a product with a sign, which the stand-in does not know");
+    }
+    const bool adds = flag(1) != 0;
+    const Type type = instruction.what.type;
+    const auto load = [&](std::uint64_t where) {
+        std::uint16_t bits = 0;
+        std::memcpy(&bits, block.shared.read(where, sizeof bits, warp.index * kLanes), sizeof bits);
+        return number(bits, type);
+    };
+    float a[kRows][kInner];
+    std::vector<std::array<float, kInner>> b(columns);
+    if (in_registers) {
+        for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
+            for (std::uint32_t index = 0; index < 8; ++index) {
+                const std::uint32_t which = index % 2, part = index / 2;
+                a[lane / 4 + part % 2 * 8][lane % 4 * 2 + which + part / 2 * 8] =
+                    number(half_at(registers(results + part)[lane], which), type);
+            }
+        }
+    } else {
+        const Described described(registers(results)[0], flag(4) != 0);
+        for (std::uint32_t row = 0; row < kRows; ++row) {
+            for (std::uint32_t k = 0; k < kInner; ++k) {
+                a[row][k] = load(described.address(warp.index % 4 * kRows + row, k));
+            }
+        }
+    }
+    const Described described(flag(0), flag(in_registers ? 4 : 5) != 0);
+    for (std::uint32_t column = 0; column < columns; ++column) {
+        for (std::uint32_t k = 0; k < kInner; ++k) {
+            b[column][k] = load(described.address(column, k));
+        }
+    }
+    for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
+        for (std::uint32_t index = 0; index < results; ++index) {
+            const std::uint32_t row = lane / 4 + index / 2 % 2 * 8, column = index / 4 * 8 + lane % 4 * 2 + index % 2;
+            float sum = adds ? from_bits(static_cast<std::uint32_t>(registers(index)[lane])) : 0.0F;
+            for (std::uint32_t k = 0; k < kInner; ++k) {
+                sum += a[row][k] * b[column][k];
+            }
+            registers(index)[lane] = to_bits(sum);
+        }
+    }
+    ++block.counts.products;
+}
+
+}  // namespace ptx
