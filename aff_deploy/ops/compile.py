@@ -23,13 +23,10 @@ from typing import Any
 
 from aff_deploy.artifact import staged_file
 from aff_deploy.errors import MissingDependency, UsageError
-from aff_deploy.ops.launch import CONTRACT, Blocks, Call, choose_blocks, constants, warps
+from aff_deploy.ops.launch import CONTRACT, Blocks, Call, choose_blocks, constants, options
 
 PTX_VERSIONS = {80: 80, 86: 80, 89: 80, 90: 80, 100: 86, 120: 87}
 """PTX version by compute capability: 80 stands for 8.0, which every driver of CUDA 12 loads."""
-
-REGISTERS = 255
-"""Most registers a thread may have, said in the PTX: else ptxas now and then spills a few, to run more threads."""
 
 _DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _FLOATS = ("hidden", "partial", "logits")
@@ -111,25 +108,19 @@ def cache_folder() -> Path:
 
 def _image(call: Call, blocks: Blocks, kernel: str, capability: int, folder: Path) -> KernelImage:
     signature, attributes = _signature(call, kernel)
-    options = {
-        "num_warps": warps(blocks, kernel),
-        "num_stages": blocks.stages,
-        "maxnreg": REGISTERS,
-        "ptx_version": PTX_VERSIONS[capability],
-        "enable_fp_fusion": True,
-    }
+    chosen = {**options(blocks, kernel), "ptx_version": PTX_VERSIONS[capability]}
     fixed = constants(call, blocks)[kernel]
     version, source = _compiler()
-    content = [CONTRACT, version, source, kernel, signature, fixed, options, capability]
+    content = [CONTRACT, version, source, kernel, signature, fixed, chosen, capability]
     kept = folder / f"{hashlib.sha256(json.dumps(content).encode()).hexdigest()}.json"
     compiled = _kept(kept)
     if compiled is None:
-        compiled = _compiled(kernel, signature, attributes, fixed, options, capability)
+        compiled = _compiled(kernel, signature, attributes, fixed, chosen, capability)
         text = json.dumps({**compiled, "sha256": hashlib.sha256(compiled["ptx"].encode()).hexdigest()})
         folder.mkdir(parents=True, exist_ok=True)
         with staged_file(kept) as path:
             path.write_text(text, encoding="ascii")
-    threads = 32 * options["num_warps"]
+    threads = 32 * chosen["num_warps"]
     return KernelImage(kernel, compiled["ptx"], capability, threads, compiled["shared"], launch_sizes(call, blocks, kernel))
 
 

@@ -27,6 +27,9 @@ from aff_deploy.ops.operator import Branch, Gate, Variant
 CONTRACT = 1
 """Version of what kernels and launchers agree on: argument lists, grids, workspace, attribute names."""
 
+REGISTERS = 255
+"""Most registers that a thread may have."""
+
 MAX_SPLITS = 8
 WANTED_PROGRAMS = 256
 """Channels of the context are split until about so many programs run: twice the cores of a large GPU."""
@@ -226,6 +229,13 @@ def constants(call: Call, blocks: Blocks) -> dict[str, dict[str, int | bool | st
     return {name: {**both, **own[name], **sizes[name]} for name in call.kernels}
 
 
-def warps(blocks: Blocks, kernel: str) -> int:
-    """Warps of a program of `kernel`."""
-    return {"aff_context": blocks.context_warps, "aff_logits": blocks.logits_warps, "aff_fuse": blocks.fuse_warps}[kernel]
+def options(blocks: Blocks, kernel: str) -> dict[str, int | bool]:
+    """Triton's options for a program of `kernel`, the same ahead of time and in PyTorch.
+
+    ``maxnreg`` is said since ptxas else spills a few registers now and then, to run more threads. ``aff_logits`` adds
+    products up across lanes: fused, each lane would round its own product differently, and which of the results is
+    stored is the hardware's choice.
+    """
+    count = {"aff_context": blocks.context_warps, "aff_logits": blocks.logits_warps, "aff_fuse": blocks.fuse_warps}
+    fused = kernel != "aff_logits"
+    return {"num_warps": count[kernel], "num_stages": blocks.stages, "maxnreg": REGISTERS, "enable_fp_fusion": fused}

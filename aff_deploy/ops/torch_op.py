@@ -25,15 +25,13 @@ from aff_deploy.ops.launch import (
     constants,
     geometry,
     largest_divisor,
-    warps,
+    options,
 )
 from aff_deploy.ops.operator import Branch
 
 NAME = "aff_deploy::attentional_fusion"
 CONTEXTS = ("sum", "self", "explicit", "concat")
 BRANCHES: Mapping[str, tuple[Branch, ...]] = {"local": ("local",), "global": ("global",), "local+global": ("local", "global")}
-REGISTERS = 255
-"""As in `aff_deploy.ops.compile`, and for its reason."""
 
 _KERNEL_TYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
@@ -193,8 +191,7 @@ def launch(
         ),
     }
     for name in call.kernels:
-        options = {"num_warps": warps(blocks, name), "num_stages": blocks.stages, "maxnreg": REGISTERS}
-        getattr(kernels, name)[(plan.grids[name],)](*arguments[name], **fixed[name], **options)
+        getattr(kernels, name)[(plan.grids[name],)](*arguments[name], **fixed[name], **options(blocks, name))
     return out
 
 

@@ -135,11 +135,23 @@ void add_or_multiply(Warp& w, const Instruction& i, std::uint32_t active) {
     });
 }
 
-// mul.hi, mul.wide and mad.wide of 32 bits; mad.lo of any.
+// A product of twice the width, plus `c` of that width.
+template <typename T, typename Wide>
+void widening(Warp& w, const Instruction& i, std::uint32_t active) {
+    using Bits = std::make_unsigned_t<Wide>;
+    const auto product = [](T a, T b) { return static_cast<Bits>(static_cast<Wide>(a) * static_cast<Wide>(b)); };
+    if (i.what.op == Op::kMultiplyAddWide) {
+        each<T, T, Bits>(w, i, active, [&](T a, T b, Bits c) { return static_cast<Bits>(product(a, b) + c); });
+    } else if (i.what.op == Op::kMultiplyWide) {
+        each<T, T>(w, i, active, product);
+    } else {
+        each<T, T>(w, i, active, [&](T a, T b) { return static_cast<T>(product(a, b) >> (8 * sizeof(T))); });
+    }
+}
+
+// mul.hi, mul.wide and mad.wide of 16 and 32 bits; mad.lo of any.
 void multiply_wide(Warp& w, const Instruction& i, std::uint32_t active) {
-    const Op op = i.what.op;
-    const bool is_signed = i.what.type == Type::kS32;
-    if (op == Op::kMultiplyAdd) {
+    if (i.what.op == Op::kMultiplyAdd) {
         return with_integer(i.what.type, [&](auto zero) {
             using T = decltype(zero);
             each<T, T, T>(w, i, active, [](T a, T b, T c) {
@@ -148,23 +160,17 @@ void multiply_wide(Warp& w, const Instruction& i, std::uint32_t active) {
             });
         });
     }
-    if (!is_signed && i.what.type != Type::kU32) {
-        unknown();
-    }
-    const auto product = [is_signed](std::uint32_t a, std::uint32_t b) {
-        return is_signed ? static_cast<std::uint64_t>(static_cast<std::int64_t>(static_cast<std::int32_t>(a)) *
-                                                      static_cast<std::int32_t>(b))
-                         : static_cast<std::uint64_t>(a) * b;
-    };
-    if (op == Op::kMultiplyAddWide) {
-        each<std::uint32_t, std::uint32_t, std::uint64_t>(
-            w, i, active, [&](std::uint32_t a, std::uint32_t b, std::uint64_t c) { return product(a, b) + c; });
-    } else if (op == Op::kMultiplyWide) {
-        each<std::uint32_t, std::uint32_t>(w, i, active, product);
-    } else {
-        each<std::uint32_t, std::uint32_t>(w, i, active, [&](std::uint32_t a, std::uint32_t b) {
-            return static_cast<std::uint32_t>(product(a, b) >> 32);
-        });
+    switch (i.what.type) {
+        case Type::kU16:
+            return widening<std::uint16_t, std::uint32_t>(w, i, active);
+        case Type::kS16:
+            return widening<std::int16_t, std::int32_t>(w, i, active);
+        case Type::kU32:
+            return widening<std::uint32_t, std::uint64_t>(w, i, active);
+        case Type::kS32:
+            return widening<std::int32_t, std::int64_t>(w, i, active);
+        default:
+            unknown();
     }
 }
 
