@@ -23,13 +23,13 @@ from typing import Any
 
 from aff_deploy.artifact import staged_file
 from aff_deploy.errors import MissingDependency, UsageError
-from aff_deploy.ops.launch import CONTRACT, Blocks, Call, choose_blocks, constants, options
+from aff_deploy.ops.launch import CONTRACT, KERNELS, Blocks, Call, choose_blocks, constants, options
 
 PTX_VERSIONS = {80: 80, 86: 80, 89: 80, 90: 80, 100: 86, 120: 87}
 """PTX version by compute capability: 80 stands for 8.0, which every driver of CUDA 12 loads."""
 
 _DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-_FLOATS = ("hidden", "partial", "logits")
+_FLOATS = ("hidden", "partial", "logits")  # whatever the I/O type
 _SIZES = ("images", "positions", "tiles", "splits", "chunk", "rows")
 
 _NOISE = re.compile(
@@ -65,13 +65,13 @@ class KernelImage:
 def launch_sizes(call: Call, blocks: Blocks, kernel: str) -> tuple[int, ...]:
     """What a launcher must know of a kernel.
 
-    For ``aff_context`` block_i, block_p, block_k and the promised divisor of positions; for ``aff_logits``
-    block_c; for ``aff_fuse`` span_c, block_p and the divisor.
+    For ``aff_context`` block_i, block_p, block_k and the promised divisor of positions; for ``aff_reduce``
+    block_c and block_e; for ``aff_fuse`` span_c, block_p and the divisor.
     """
     multiple = call.multiple if call.layout == "linear" else 1
     return {
         "aff_context": (blocks.context_i, blocks.context_p, blocks.context_k, multiple),
-        "aff_logits": (blocks.logits_c,),
+        "aff_reduce": (blocks.logits_c, blocks.inner_elements),
         "aff_fuse": (blocks.fuse_span, blocks.fuse_p, multiple),
     }[kernel]
 
@@ -96,7 +96,7 @@ def compile_call(
         raise UsageError(f"no kernels for compute capability {capability}", fix=f"choose among {known}")
     blocks = choose_blocks(call) if blocks is None else blocks
     folder = cache_folder() if cache is None else cache
-    return tuple(_image(call, blocks, kernel, capability, folder) for kernel in call.kernels)
+    return tuple(_image(call, blocks, kernel, capability, folder) for kernel in KERNELS)
 
 
 def cache_folder() -> Path:
@@ -149,9 +149,9 @@ def _signature(call: Call, kernel: str) -> tuple[dict[str, str], dict[tuple[int]
 
 
 _PARAMETERS = {
-    "aff_context": "x y a w1 v1 hidden partial images positions tiles splits chunk",
-    "aff_logits": "partial c1 v2 c2 logits positions rows",
-    "aff_fuse": "x y hidden b1 w2 b2 logits out images positions tiles splits scale",
+    "aff_context": "x y a w1 b1 v1 hidden inner partial images positions tiles splits chunk",
+    "aff_reduce": "hidden b1 inner partial c1 v2 c2 logits images positions splits rows",
+    "aff_fuse": "x y inner w2 b2 logits out positions tiles scale",
 }
 
 

@@ -1,16 +1,18 @@
 """The operator's GPU kernels in Triton language.
 
     aff_context   hidden  = W1 . a, and partial = V1 . (sum of a over the positions of a tile): one pass over a
-    aff_logits    logits  = V2 . act(sum of partial / P + c1) + c2, one number for each image and channel
-    aff_fuse      out     = blend(x, y, gate(W2 . act(hidden + b1) + b2 + logits)): one pass over x and y
+    aff_reduce    inner   = act(sum of hidden's parts + b1), where there are several
+                  logits  = V2 . act(sum of partial / P + c1) + c2, one number for each image and channel
+    aff_fuse      out     = blend(x, y, gate(W2 . inner + b2 + logits)): one pass over x and y
 
 The mean and V1 are linear, so V1 is applied to the tile that W1 is applied to anyway, and the sum over
 positions is taken of its result: I numbers for a tile instead of A.
 
 `a` is N x A x P, x and y are N x C x P or, channels last, N x P x C. Everything is accumulated in fp32; a
-and the hidden values are rounded to the I/O type where they enter a product, since that is what tensor
-cores multiply. `hidden` is kept in fp32, in `splits` parts for as many ranges of channels of a, so that a
-small input still occupies the machine. Nothing is atomic: the same input gives the same bits.
+and the inner values are rounded to the I/O type where they enter a product, since that is what tensor
+cores multiply. A small input is divided among `splits` programs, each for a range of channels of a, so that
+it still occupies the machine; `hidden` then holds their parts in fp32. Where nothing is divided,
+`aff_context` writes `inner` itself. Nothing is atomic: the same input gives the same bits.
 
 Offsets inside a tile are 32-bit and the start of a tile is 64-bit: any tensor whose positions number fewer
 than 2 ** 24 can be addressed. `docs/kernels.md` has the reasons; the sizes come from `aff_deploy.ops.launch`.
@@ -110,8 +112,10 @@ def aff_context(
     y,
     a,
     w1,
+    b1,
     v1,
     hidden,
+    inner,
     partial,
     images,
     positions,
@@ -124,6 +128,7 @@ def aff_context(
     CONTEXT: tl.constexpr,
     LOCAL: tl.constexpr,
     GLOBAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     LINEAR: tl.constexpr,
     MULTIPLE: tl.constexpr,
     BLOCK_I: tl.constexpr,
@@ -166,8 +171,13 @@ def aff_context(
         if GLOBAL:
             pooled = _product(tl.load(v1 + weights, mask=there, other=0.0), context, pooled)
     if LOCAL:
-        pointers, inside = _tile(hidden, split * images + n, first_i, start, positions, INTER, LINEAR, BLOCK_I, BLOCK_P)
-        tl.store(pointers, local, mask=inside)
+        if splits == 1:
+            bias = tl.load(b1 + i, mask=i < INTER, other=0.0).to(tl.float32)
+            wholes, inside = _tile(inner, n, first_i, start, positions, INTER, LINEAR, BLOCK_I, BLOCK_P)
+            tl.store(wholes, _narrowed(_activated(local + bias[:, None], ACTIVATION), x), mask=inside)
+        else:
+            parts, inside = _tile(hidden, split * images + n, first_i, start, positions, INTER, LINEAR, BLOCK_I, BLOCK_P)
+            tl.store(parts, local, mask=inside)
     if GLOBAL:
         # Positions beyond the last hold zeros.
         row = (n * tiles + tile) * splits + split
@@ -184,28 +194,18 @@ def _second(weight, first, first_i, CHANNELS: tl.constexpr, INTER: tl.constexpr,
 
 
 @triton.jit
-def aff_logits(
-    partial,
-    c1,
-    v2,
-    c2,
-    logits,
-    positions,
-    rows,
-    CHANNELS: tl.constexpr,
-    INTER: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_I: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-):
-    program = tl.program_id(0)
+def _logits(
+    program, partial, c1, v2, c2, logits, positions, rows,
+    CHANNELS: tl.constexpr, INTER: tl.constexpr, ACTIVATION: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
     blocks: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
     first_c = program % blocks * BLOCK_C
     c = first_c + tl.arange(0, BLOCK_C)
     n = (program // blocks).to(tl.int64)
     r = tl.arange(0, BLOCK_R)
-    z = tl.load(c2 + c, mask=c < CHANNELS, other=0.0).to(tl.float32)
+    # Added up across lanes once, at the end.
+    products = tl.zeros((BLOCK_C, BLOCK_I), dtype=tl.float32)
     for first_i in range(0, INTER, BLOCK_I):
         i = first_i + tl.arange(0, BLOCK_I)
         added = tl.zeros((BLOCK_R, BLOCK_I), dtype=tl.float32)
@@ -214,46 +214,84 @@ def aff_logits(
             added += tl.load(partial + (n * rows + row) * INTER + r[:, None] * INTER + i[None, :], mask=there, other=0.0)
         mean = tl.sum(added, axis=0) / positions
         inner = _activated(mean + tl.load(c1 + i, mask=i < INTER, other=0.0).to(tl.float32), ACTIVATION)
-        weight = _second(v2, first_c, first_i, CHANNELS, INTER, BLOCK_C, BLOCK_I).to(tl.float32)
-        z += tl.sum(weight * inner[None, :], axis=1)
+        products += _second(v2, first_c, first_i, CHANNELS, INTER, BLOCK_C, BLOCK_I).to(tl.float32) * inner[None, :]
+    z = tl.sum(products, axis=1) + tl.load(c2 + c, mask=c < CHANNELS, other=0.0).to(tl.float32)
     tl.store(logits + n * CHANNELS + c, z, mask=c < CHANNELS)
 
 
 @triton.jit
 def _inner(
-    hidden, b1, n, first_i, start, images, positions, splits, x,
-    INTER: tl.constexpr, ACTIVATION: tl.constexpr, LINEAR: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_P: tl.constexpr,
+    program, hidden, b1, inner, images, positions, splits,
+    INTER: tl.constexpr, ACTIVATION: tl.constexpr, LINEAR: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """act(hidden + b1) of a tile in the I/O type: the parts are added up first."""
-    i = first_i + tl.arange(0, BLOCK_I)
-    t = tl.zeros((BLOCK_I, BLOCK_P), dtype=tl.float32)
-    for split in range(0, splits):
-        t += _read(hidden, split * images + n, first_i, start, positions, INTER, LINEAR, BLOCK_I, BLOCK_P)
-    bias = tl.load(b1 + i, mask=i < INTER, other=0.0).to(tl.float32)
-    return _narrowed(_activated(t + bias[:, None], ACTIVATION), x)
+    """Elements one after another, whatever their image, channel and position: the workspace has fewer than 2 ** 31."""
+    size = images * INTER * positions
+    e = program * BLOCK_E + tl.arange(0, BLOCK_E)
+    s = tl.arange(0, BLOCK_S)
+    added = tl.zeros((BLOCK_S, BLOCK_E), dtype=tl.float32)
+    for split in range(0, splits, BLOCK_S):
+        there = (split + s < splits)[:, None] & (e < size)[None, :]
+        added += tl.load(hidden + split.to(tl.int64) * size + s[:, None] * size + e[None, :], mask=there, other=0.0)
+    i = e // positions % INTER if LINEAR else e % INTER
+    t = tl.sum(added, axis=0) + tl.load(b1 + i, mask=e < size, other=0.0).to(tl.float32)
+    tl.store(inner + e, _narrowed(_activated(t, ACTIVATION), inner), mask=e < size)
+
+
+@triton.jit
+def aff_reduce(
+    hidden,
+    b1,
+    inner,
+    partial,
+    c1,
+    v2,
+    c2,
+    logits,
+    images,
+    positions,
+    splits,
+    rows,
+    CHANNELS: tl.constexpr,
+    INTER: tl.constexpr,
+    LOCAL: tl.constexpr,
+    GLOBAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    LINEAR: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    # The logits' programs come first: each takes longer.
+    program = tl.program_id(0)
+    first = 0
+    if GLOBAL:
+        first = images * ((CHANNELS + BLOCK_C - 1) // BLOCK_C)
+        if program < first:
+            _logits(program, partial, c1, v2, c2, logits, positions, rows, CHANNELS, INTER, ACTIVATION, BLOCK_C, BLOCK_I, BLOCK_R)
+    if LOCAL:
+        if program >= first:
+            _inner(program - first, hidden, b1, inner, images, positions, splits, INTER, ACTIVATION, LINEAR, BLOCK_S, BLOCK_E)
 
 
 @triton.jit
 def aff_fuse(
     x,
     y,
-    hidden,
-    b1,
+    inner,
     w2,
     b2,
     logits,
     out,
-    images,
     positions,
     tiles,
-    splits,
     scale,
     CHANNELS: tl.constexpr,
     INTER: tl.constexpr,
     BLEND: tl.constexpr,
     LOCAL: tl.constexpr,
     GLOBAL: tl.constexpr,
-    ACTIVATION: tl.constexpr,
     GATE: tl.constexpr,
     LINEAR: tl.constexpr,
     MULTIPLE: tl.constexpr,
@@ -263,14 +301,15 @@ def aff_fuse(
     BLOCK_I: tl.constexpr,
 ):
     positions = positions // MULTIPLE * MULTIPLE
-    program = tl.program_id(0)
+    # From the last image to the first: what `aff_context` read last is still in the L2 cache.
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
     spans: tl.constexpr = (CHANNELS + SPAN_C - 1) // SPAN_C
     span = program % spans * SPAN_C
     rest = program // spans
     start = rest % tiles * BLOCK_P
     n = (rest // tiles).to(tl.int64)
     if LOCAL and INTER <= BLOCK_I:
-        inner = _inner(hidden, b1, n, 0, start, images, positions, splits, x, INTER, ACTIVATION, LINEAR, BLOCK_I, BLOCK_P)
+        whole = _read(inner, n, 0, start, positions, INTER, LINEAR, BLOCK_I, BLOCK_P)
     for first in range(span, span + SPAN_C, BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)
         here = c < CHANNELS
@@ -281,12 +320,10 @@ def aff_fuse(
         z = tl.zeros((BLOCK_C, BLOCK_P), dtype=tl.float32)
         if LOCAL:
             if INTER <= BLOCK_I:
-                z = _product(_second(w2, first, 0, CHANNELS, INTER, BLOCK_C, BLOCK_I), inner, z)
+                z = _product(_second(w2, first, 0, CHANNELS, INTER, BLOCK_C, BLOCK_I), whole, z)
             else:
                 for first_i in range(0, INTER, BLOCK_I):
-                    part = _inner(
-                        hidden, b1, n, first_i, start, images, positions, splits, x, INTER, ACTIVATION, LINEAR, BLOCK_I, BLOCK_P
-                    )
+                    part = _read(inner, n, first_i, start, positions, INTER, LINEAR, BLOCK_I, BLOCK_P)
                     z = _product(_second(w2, first, first_i, CHANNELS, INTER, BLOCK_C, BLOCK_I), part, z)
             z += tl.load(b2 + c, mask=here, other=0.0).to(tl.float32)[:, None]
         if GLOBAL:

@@ -24,13 +24,13 @@ from typing import Literal
 
 from aff_deploy.ops.operator import Branch, Gate, Variant
 
-CONTRACT = 1
+CONTRACT = 2
 """Version of what kernels and launchers agree on: argument lists, grids, workspace, attribute names."""
 
 REGISTERS = 255
 """Most registers that a thread may have."""
 
-MAX_SPLITS = 8
+MAX_SPLITS = 16
 WANTED_PROGRAMS = 256
 """Channels of the context are split until about so many programs run: twice the cores of a large GPU."""
 
@@ -46,6 +46,10 @@ DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16")
 LAYOUTS: tuple[Layout, ...] = ("linear", "channels_last")
 ACTIVATIONS = ("Relu", "Silu")
 GATES: tuple[Gate, ...] = ("Sigmoid", "HardSigmoid")
+
+
+KERNELS = ("aff_context", "aff_reduce", "aff_fuse")
+"""Their names, in the order of their launches; `aff_reduce` is not launched where its grid is empty."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,6 @@ class Call:
     gate: Gate = "Sigmoid"
     multiple: int = 1
 
-    @property
-    def kernels(self) -> tuple[str, ...]:
-        """Names of the kernels to launch, in order."""
-        return ("aff_context", *["aff_logits"] * ("global" in self.branches), "aff_fuse")
-
-
 @dataclass(frozen=True)
 class Blocks:
     """Block sizes of the kernels, and the warps of each; ``_i`` inner channels, ``_p`` positions, ``_k`` channels of a."""
@@ -93,7 +91,9 @@ class Blocks:
     logits_c: int = 64
     logits_i: int = 64
     logits_rows: int = 16
-    logits_warps: int = 4
+    inner_parts: int = 8
+    inner_elements: int = 256
+    reduce_warps: int = 4
     stages: int = 3
 
 
@@ -146,14 +146,17 @@ def _power(size: int) -> int:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Grids and workspace of one launch; `hidden`, `partial`, `logits` are the sections' starts in fp32 elements."""
+    """Grids and workspace of one launch.
+
+    `inner`, `partial`, `logits` are where the workspace's sections begin, in fp32 elements; `hidden` begins it.
+    """
 
     tiles: int
     splits: int
     chunk: int
     fuse_tiles: int
     grids: dict[str, int]
-    hidden: int
+    inner: int
     partial: int
     logits: int
     workspace: int
@@ -173,8 +176,11 @@ def geometry(call: Call, blocks: Blocks, images: int, positions: int) -> Geometr
     chunk = _cdiv(_cdiv(call.context_channels, wanted), blocks.context_k) * blocks.context_k
     splits = _cdiv(call.context_channels, chunk)
     fuse_tiles = _cdiv(positions, blocks.fuse_p)
-    with_global = "global" in call.branches
-    partial = _aligned(splits * images * call.inter * positions if "local" in call.branches else 0)
+    with_local, with_global = ("local" in call.branches), ("global" in call.branches)
+    values = images * call.inter * positions if with_local else 0
+    parts = splits * values if splits > 1 else 0
+    inner = _aligned(parts)
+    partial = inner + _aligned(_cdiv(values * (4 if call.dtype == "float32" else 2), 4))
     logits = partial + _aligned(images * tiles * splits * call.inter if with_global else 0)
     return Geometry(
         tiles=tiles,
@@ -183,10 +189,11 @@ def geometry(call: Call, blocks: Blocks, images: int, positions: int) -> Geometr
         fuse_tiles=fuse_tiles,
         grids={
             "aff_context": images * tiles * splits * inter_blocks,
-            "aff_logits": images * _cdiv(call.channels, blocks.logits_c),
+            "aff_reduce": with_global * images * _cdiv(call.channels, blocks.logits_c)
+            + (_cdiv(values, blocks.inner_elements) if parts else 0),
             "aff_fuse": images * fuse_tiles * _cdiv(call.channels, blocks.fuse_span),
         },
-        hidden=0,
+        inner=inner,
         partial=partial,
         logits=logits,
         workspace=logits + _aligned(images * call.channels if with_global else 0),
@@ -210,32 +217,53 @@ def constants(call: Call, blocks: Blocks) -> dict[str, dict[str, int | bool | st
     """The compile-time constants of each kernel."""
     both = {"CHANNELS": call.channels, "INTER": call.inter}
     branches = {"LOCAL": "local" in call.branches, "GLOBAL": "global" in call.branches}
-    layout = {"LINEAR": call.layout == "linear", "MULTIPLE": call.multiple if call.layout == "linear" else 1}
-    sizes = {
-        "aff_context": {"BLOCK_I": blocks.context_i, "BLOCK_P": blocks.context_p, "BLOCK_K": blocks.context_k},
-        "aff_logits": {"BLOCK_C": blocks.logits_c, "BLOCK_I": blocks.logits_i, "BLOCK_R": blocks.logits_rows},
+    linear = {"LINEAR": call.layout == "linear"}
+    layout = {**linear, "MULTIPLE": call.multiple if call.layout == "linear" else 1}
+    activation = {"ACTIVATION": call.activation}
+    return {
+        "aff_context": {
+            **both,
+            "CONTEXT_CHANNELS": call.context_channels,
+            "CONTEXT": call.context,
+            **branches,
+            **activation,
+            **layout,
+            "BLOCK_I": blocks.context_i,
+            "BLOCK_P": blocks.context_p,
+            "BLOCK_K": blocks.context_k,
+        },
+        "aff_reduce": {
+            **both,
+            **branches,
+            **activation,
+            **linear,
+            "BLOCK_C": blocks.logits_c,
+            "BLOCK_I": blocks.logits_i,
+            "BLOCK_R": blocks.logits_rows,
+            "BLOCK_S": blocks.inner_parts,
+            "BLOCK_E": blocks.inner_elements,
+        },
         "aff_fuse": {
+            **both,
+            "BLEND": call.blend,
+            **branches,
+            "GATE": call.gate,
+            **layout,
             "SPAN_C": blocks.fuse_span,
             "BLOCK_C": blocks.fuse_c,
             "BLOCK_P": blocks.fuse_p,
             "BLOCK_I": blocks.fuse_i,
         },
     }
-    own: dict[str, dict[str, int | bool | str]] = {
-        "aff_context": {"CONTEXT_CHANNELS": call.context_channels, "CONTEXT": call.context, **branches, **layout},
-        "aff_logits": {"ACTIVATION": call.activation},
-        "aff_fuse": {"BLEND": call.blend, "ACTIVATION": call.activation, "GATE": call.gate, **branches, **layout},
-    }
-    return {name: {**both, **own[name], **sizes[name]} for name in call.kernels}
 
 
 def options(blocks: Blocks, kernel: str) -> dict[str, int | bool]:
     """Triton's options for a program of `kernel`, the same ahead of time and in PyTorch.
 
-    ``maxnreg`` is said since ptxas else spills a few registers now and then, to run more threads. ``aff_logits`` adds
+    ``maxnreg`` is said since ptxas else spills a few registers now and then, to run more threads. ``aff_reduce`` adds
     products up across lanes: fused, each lane would round its own product differently, and which of the results is
     stored is the hardware's choice.
     """
-    count = {"aff_context": blocks.context_warps, "aff_logits": blocks.logits_warps, "aff_fuse": blocks.fuse_warps}
-    fused = kernel != "aff_logits"
+    count = {"aff_context": blocks.context_warps, "aff_reduce": blocks.reduce_warps, "aff_fuse": blocks.fuse_warps}
+    fused = kernel != "aff_reduce"
     return {"num_warps": count[kernel], "num_stages": blocks.stages, "maxnreg": REGISTERS, "enable_fp_fusion": fused}

@@ -177,21 +177,21 @@ def launch(
     w1, b1, w2, b2 = given.get("local", [x] * 4)
     v1, c1, v2, c2 = given.get("global", [x] * 4)
     workspace = torch.empty(max(1, plan.workspace), dtype=torch.float32, device=x.device)
-    hidden, partial, logits = (workspace[start:] for start in (plan.hidden, plan.partial, plan.logits))
+    hidden, partial, logits = workspace, workspace[plan.partial :], workspace[plan.logits :]
+    inner = workspace[plan.inner :].view(x.dtype)
     second, context_tensor = seconds
     arguments: dict[str, tuple[object, ...]] = {
         "aff_context": (
-            *(x, second, context_tensor, w1, v1, hidden, partial),
+            *(x, second, context_tensor, w1, b1, v1, hidden, inner, partial),
             *(images, positions, plan.tiles, plan.splits, plan.chunk),
         ),
-        "aff_logits": (partial, c1, v2, c2, logits, positions, plan.rows),
-        "aff_fuse": (
-            *(x, second, hidden, b1, w2, b2, logits, out),
-            *(images, positions, plan.fuse_tiles, plan.splits, float(scale)),
-        ),
+        "aff_reduce": (hidden, b1, inner, partial, c1, v2, c2, logits, images, positions, plan.splits, plan.rows),
+        "aff_fuse": (x, second, inner, w2, b2, logits, out, positions, plan.fuse_tiles, float(scale)),
     }
-    for name in call.kernels:
-        getattr(kernels, name)[(plan.grids[name],)](*arguments[name], **fixed[name], **options(blocks, name))
+    for name, grid in plan.grids.items():
+        if grid == 0:
+            continue
+        getattr(kernels, name)[(grid,)](*arguments[name], **fixed[name], **options(blocks, name))
     return out
 
 

@@ -24,14 +24,13 @@ from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper
 from aff_deploy.onnx_file import static_shape
 from aff_deploy.ops import DOMAIN, is_fusion
 from aff_deploy.ops.compile import compile_call
-from aff_deploy.ops.launch import CONTRACT, DTYPES, LAYOUTS, Call, DType, choose_blocks, largest_divisor, unsupported
+from aff_deploy.ops.launch import CONTRACT, DTYPES, KERNELS, LAYOUTS, Call, DType, choose_blocks, largest_divisor, unsupported
 from aff_deploy.passes.functions import attributes, variant_of
 from aff_deploy.passes.fuse_attention import PLUGIN_VERSION
 
 L2_SHARE = 0.5
 """What a byte from the L2 cache is taken to cost, of one from memory."""
 
-KERNELS = ("aff_context", "aff_logits", "aff_fuse")
 ROW = 12
 """Numbers to an image in the attribute ``kernels_table``."""
 

@@ -310,11 +310,12 @@ void stand_in_counts(std::uint64_t* counts) {
     std::copy(std::begin(all), std::end(all), counts);
 }
 
-// Of an allocation since it was made: sectors of 32 bytes read and written.
+// Of an allocation since it was made: sectors read, fetched and written (ptx/memory.h).
 void stand_in_traffic(void* address, std::uint64_t* sectors) {
     const ptx::Traffic traffic = world().memory.traffic(reinterpret_cast<std::uint64_t>(address));
-    sectors[0] = traffic.read_sectors;
-    sectors[1] = traffic.written_sectors;
+    sectors[0] = traffic.read;
+    sectors[1] = traffic.fetched;
+    sectors[2] = traffic.written;
 }
 
 }  // extern "C"

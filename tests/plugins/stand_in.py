@@ -39,9 +39,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class Sectors:
-    """Sectors of 32 bytes that warps asked the L2 cache for, of one tensor."""
+    """Sectors of 32 bytes of one tensor: read and written by warps, and fetched by blocks, each once."""
 
     read: int
+    fetched: int
     written: int
 
 
@@ -96,7 +97,7 @@ class StandIn:
 
     def sectors(self, pointer: Pointer) -> Sectors:
         """Of an allocation, since it was made."""
-        counts = (ctypes.c_uint64 * 2)()
+        counts = (ctypes.c_uint64 * 3)()
         self._library.stand_in_traffic(pointer, counts)
         return Sectors(*counts)
 
@@ -169,12 +170,15 @@ def run_call(
         else:
             pointers[name] = Pointer(0)
     # Allocations of their own, so that what runs over from one into the next is seen.
-    sizes = {"hidden": plan.partial, "partial": plan.logits - plan.partial, "logits": plan.workspace - plan.logits}
+    sizes = {"hidden": plan.inner, "inner": plan.partial - plan.inner}
+    sizes |= {"partial": plan.logits - plan.partial, "logits": plan.workspace - plan.logits}
     pointers |= {name: device.allocate(4 * size) if size else Pointer(0) for name, size in sizes.items()}
     out = torch.empty_like(x, memory_format=memory_format)
     pointers["out"] = device.allocate(out.numel() * out.element_size())
     counts = {}
     for image in images:
+        if plan.grids[image.kernel] == 0:
+            continue
         tiles = plan.tiles if image.kernel == "aff_context" else plan.fuse_tiles
         numbers = {"images": x.shape[0], "positions": positions, "tiles": tiles, "splits": plan.splits}
         numbers |= {"chunk": plan.chunk, "rows": plan.rows}

@@ -40,7 +40,7 @@ void copy(Warp& warp, const Instruction& instruction, std::uint32_t active, Bloc
         banked.push_back(made.to);
         warp.copies.back().push_back(made);
     }
-    block.memory.count(touched, false);
+    block.memory.count(touched, false, block.number);
     count_banks(banked, warp.copies.back().back().bytes, block.counts);
 }
 
@@ -112,7 +112,7 @@ void execute_access(Warp& warp, const Instruction& instruction, std::uint32_t ac
     if (shared) {
         count_banks(touched, bytes, block.counts);
     } else {
-        block.memory.count(touched, store);
+        block.memory.count(touched, store, block.number);
     }
 }
 

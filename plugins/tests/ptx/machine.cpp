@@ -112,6 +112,7 @@ std::vector<Warp> warps_of(const Program& program, const Launch& launch, std::ui
             warp.columns[Program::kThread][lane] = index * kLanes + lane;
         }
         warp.columns[Program::kBlock].fill(block);
+        warp.columns[Program::kBlocks].fill(launch.blocks);
         for (std::size_t argument = 0; argument < launch.arguments.size(); ++argument) {
             warp.columns[Program::kFirstParameter + argument].fill(launch.arguments[argument]);
         }

@@ -28,6 +28,7 @@ void* DeviceMemory::allocate(std::size_t bytes) {
     made.data = std::make_unique<std::uint8_t[]>(bytes + kAligned);
     made.begin = (reinterpret_cast<std::uint64_t>(made.data.get()) + kAligned - 1) / kAligned * kAligned;
     made.writer.resize(bytes);
+    made.reader.resize(bytes / kSector + 1);
     const std::uint64_t begin = made.begin;
     ranges_[begin] = std::move(made);
     return reinterpret_cast<void*>(begin);
@@ -87,17 +88,23 @@ void DeviceMemory::write(std::uint64_t address, const void* from, std::size_t by
     std::memcpy(reinterpret_cast<void*>(address), from, bytes);
 }
 
-void DeviceMemory::count(std::vector<std::uint64_t>& addresses, bool written) {
+void DeviceMemory::count(std::vector<std::uint64_t>& addresses, bool written, std::uint32_t block) {
     if (addresses.empty()) {
         return;
     }
-    Traffic& traffic = find(addresses.front(), 1).traffic;
+    Range& range = find(addresses.front(), 1);
     for (std::uint64_t& address : addresses) {
-        address /= kSector;
+        address = (address - range.begin) / kSector;
     }
     std::sort(addresses.begin(), addresses.end());
-    const auto sectors = std::unique(addresses.begin(), addresses.end()) - addresses.begin();
-    (written ? traffic.written_sectors : traffic.read_sectors) += static_cast<std::uint64_t>(sectors);
+    addresses.erase(std::unique(addresses.begin(), addresses.end()), addresses.end());
+    (written ? range.traffic.written : range.traffic.read) += addresses.size();
+    for (const std::uint64_t sector : addresses) {
+        if (!written && range.reader[sector] != block) {
+            range.reader[sector] = block;
+            ++range.traffic.fetched;
+        }
+    }
 }
 
 void SharedMemory::check(std::uint64_t address, std::size_t bytes) const {

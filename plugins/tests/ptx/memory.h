@@ -18,10 +18,12 @@ struct Fault : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// Sectors of 32 bytes, the unit in which an SM asks the L2 cache: those that the accesses of a warp touch together.
+// Sectors of 32 bytes, the unit in which memory is moved. What blocks ask the L2 cache for lies between `fetched` and `read`,
+// since some of what a block reads again is still in its L1 cache.
 struct Traffic {
-    std::uint64_t read_sectors = 0;
-    std::uint64_t written_sectors = 0;
+    std::uint64_t read = 0;     // by a warp, however many of its lanes share one
+    std::uint64_t fetched = 0;  // by a block, however many of its warps read one, or one of them again
+    std::uint64_t written = 0;  // by a warp
 };
 
 class DeviceMemory {
@@ -39,8 +41,8 @@ class DeviceMemory {
     // Throw Fault. `block` is the accessing block's number.
     const void* read(std::uint64_t address, std::size_t bytes, std::uint32_t block);
     void write(std::uint64_t address, const void* from, std::size_t bytes, std::uint32_t block);
-    // Counts the sectors of one access of a warp.
-    void count(std::vector<std::uint64_t>& addresses, bool written);
+    // Counts the sectors of one access of a warp; the addresses become sectors.
+    void count(std::vector<std::uint64_t>& addresses, bool written, std::uint32_t block);
 
     // Since the allocation; throws Fault where there is none.
     Traffic traffic(std::uint64_t address) { return find(address, 1).traffic; }
@@ -51,6 +53,7 @@ class DeviceMemory {
         std::size_t bytes = 0;
         std::unique_ptr<std::uint8_t[]> data;  // with room to begin at a multiple of 256
         std::vector<std::uint32_t> writer;     // of every byte: 0 nobody, 1 the host, else a block
+        std::vector<std::uint32_t> reader;     // of every sector: the last block
         Traffic traffic;
     };
     Range& find(std::uint64_t address, std::size_t bytes);

@@ -80,7 +80,7 @@ class Reader {
 
     Program kernel() {
         program_ = {};
-        names_ = {{"%tid.x", Program::kThread}, {"%ctaid.x", Program::kBlock}};
+        names_ = {{"%tid.x", Program::kThread}, {"%ctaid.x", Program::kBlock}, {"%nctaid.x", Program::kBlocks}};
         labels_.clear();
         branches_.clear();
         program_.columns = Program::kFirstParameter;

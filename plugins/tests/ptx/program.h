@@ -68,9 +68,9 @@ struct Instruction {
     std::size_t line = 0;           // of the text, for messages
 };
 
-// One kernel. Columns 0 and 1 are %tid.x and %ctaid.x, and parameters follow.
+// One kernel. The first columns are %tid.x, %ctaid.x and %nctaid.x, and parameters follow.
 struct Program {
-    static constexpr std::uint32_t kThread = 0, kBlock = 1, kFirstParameter = 2;
+    static constexpr std::uint32_t kThread = 0, kBlock = 1, kBlocks = 2, kFirstParameter = 3;
 
     std::string entry;
     std::vector<std::size_t> parameter_bytes;
