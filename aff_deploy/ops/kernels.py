@@ -28,12 +28,12 @@ _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def _product(weight, value, total):
-    """The sum of `total` and weight . value, accumulated in fp32."""
+def _product(value, weight, total):
+    """The sum of `total` and value . weight, accumulated in fp32."""
     if _INTERPRETED:
-        weight = weight.to(tl.float32)
         value = value.to(tl.float32)
-    return tl.dot(weight, value, total, input_precision="ieee")
+        weight = weight.to(tl.float32)
+    return tl.dot(value, weight, total, input_precision="ieee")
 
 
 @triton.jit
@@ -42,26 +42,27 @@ def _sigmoid(t):
 
 
 @triton.jit
+def _clamped(t, LEAST: tl.constexpr, MOST: tl.constexpr):
+    """NaN stays NaN."""
+    above = tl.maximum(t, LEAST, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(above, MOST, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def _activated(t, ACTIVATION: tl.constexpr):
-    # Not maximum, which makes a number of NaN.
-    return t * _sigmoid(t) if ACTIVATION == "Silu" else tl.where(t < 0.0, 0.0, t)
+    return t * _sigmoid(t) if ACTIVATION == "Silu" else tl.maximum(t, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def _gated(z, GATE: tl.constexpr):
-    if GATE == "HardSigmoid":
-        w = z * (1.0 / 6.0) + 0.5
-        w = tl.where(w < 0.0, 0.0, tl.where(w > 1.0, 1.0, w))
-    else:
-        w = _sigmoid(z)
-    return w
+    return _clamped(z * (1.0 / 6.0) + 0.5, 0.0, 1.0) if GATE == "HardSigmoid" else _sigmoid(z)
 
 
 @triton.jit
 def _narrowed(t, like):
-    """fp32 in the I/O type; in fp16 what is too large becomes the largest number, since infinity times 0 is NaN."""
+    """In the I/O type; in fp16 what is too large becomes the largest number, since infinity times 0 is NaN."""
     if like.dtype.element_ty == tl.float16:
-        t = tl.where(t > 65504.0, 65504.0, tl.where(t < -65504.0, -65504.0, t))
+        t = _clamped(t, -65504.0, 65504.0)
     return t.to(like.dtype.element_ty)
 
 
@@ -77,17 +78,16 @@ def _tile(
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """Pointers to channels first... x positions start... of image n, and which of them exist."""
-    c = tl.arange(0, BLOCK_C)
-    p = tl.arange(0, BLOCK_P)
+    """Pointers to positions start... x channels first... of image n, and which of them exist."""
+    c = tl.arange(0, BLOCK_C)[None, :]
+    p = tl.arange(0, BLOCK_P)[:, None]
     if LINEAR:
         base = (n * CHANNELS + first) * positions + start
-        offsets = c[:, None] * positions + p[None, :]
+        offsets = c * positions + p
     else:
         base = (n * positions + start) * CHANNELS + first
-        offsets = p[None, :] * CHANNELS + c[:, None]
-    inside = (first + c < CHANNELS)[:, None] & (start + p < positions)[None, :]
-    return tensor + base + offsets, inside
+        offsets = p * CHANNELS + c
+    return tensor + base + offsets, (first + c < CHANNELS) & (start + p < positions)
 
 
 @triton.jit
@@ -104,6 +104,22 @@ def _read(
 ):
     pointers, inside = _tile(tensor, n, first, start, positions, CHANNELS, LINEAR, BLOCK_C, BLOCK_P)
     return tl.load(pointers, mask=inside, other=0.0)
+
+
+@triton.jit
+def _weights(weight, first_out, first_in, OUT: tl.constexpr, IN: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr):
+    """A tile of an OUT x IN matrix, transposed: BLOCK_IN x BLOCK_OUT."""
+    o = first_out + tl.arange(0, BLOCK_OUT)[None, :]
+    i = first_in + tl.arange(0, BLOCK_IN)[:, None]
+    return tl.load(weight + o * IN + i, mask=(o < OUT) & (i < IN), other=0.0)
+
+
+@triton.jit
+def _sum(left, right, like):
+    """Rounded once: half-precision numbers are added in their own type, in bfloat16 by way of fp32 where there is no such sum."""
+    if like.dtype.element_ty == tl.float16:
+        return _narrowed(left + right, like)
+    return (left.to(tl.float32) + right.to(tl.float32)).to(like.dtype.element_ty)
 
 
 @triton.jit
@@ -147,9 +163,8 @@ def aff_context(
     n = (rest // splits // tiles).to(tl.int64)
     start = tile * BLOCK_P
     i = first_i + tl.arange(0, BLOCK_I)
-    k = tl.arange(0, BLOCK_K)
-    local = tl.zeros((BLOCK_I, BLOCK_P), dtype=tl.float32)
-    pooled = tl.zeros((BLOCK_I, BLOCK_P), dtype=tl.float32)
+    local = tl.zeros((BLOCK_P, BLOCK_I), dtype=tl.float32)
+    pooled = tl.zeros((BLOCK_P, BLOCK_I), dtype=tl.float32)
     for first in range(split * chunk, tl.minimum(split * chunk + chunk, CONTEXT_CHANNELS), BLOCK_K):
         if CONTEXT == "explicit":
             context = _read(a, n, first, start, positions, CONTEXT_CHANNELS, LINEAR, BLOCK_K, BLOCK_P)
@@ -157,40 +172,28 @@ def aff_context(
             # Channels below C are x's, the others y's; of the other tensor nothing is read.
             context = _read(x, n, first, start, positions, CHANNELS, LINEAR, BLOCK_K, BLOCK_P)
             pointers, inside = _tile(y, n, first - CHANNELS, start, positions, CHANNELS, LINEAR, BLOCK_K, BLOCK_P)
-            others = (first + k >= CHANNELS)[:, None]
+            others = (first + tl.arange(0, BLOCK_K) >= CHANNELS)[None, :]
             context = tl.where(others, tl.load(pointers, mask=inside & others, other=0.0), context)
         else:
             context = _read(x, n, first, start, positions, CHANNELS, LINEAR, BLOCK_K, BLOCK_P)
             if CONTEXT == "sum":
-                other = _read(y, n, first, start, positions, CHANNELS, LINEAR, BLOCK_K, BLOCK_P)
-                context = _narrowed(context.to(tl.float32) + other.to(tl.float32), x)
-        weights = i[:, None] * CONTEXT_CHANNELS + (first + k)[None, :]
-        there = (i < INTER)[:, None] & (first + k < CONTEXT_CHANNELS)[None, :]
+                context = _sum(context, _read(y, n, first, start, positions, CHANNELS, LINEAR, BLOCK_K, BLOCK_P), x)
         if LOCAL:
-            local = _product(tl.load(w1 + weights, mask=there, other=0.0), context, local)
+            local = _product(context, _weights(w1, first_i, first, INTER, CONTEXT_CHANNELS, BLOCK_I, BLOCK_K), local)
         if GLOBAL:
-            pooled = _product(tl.load(v1 + weights, mask=there, other=0.0), context, pooled)
+            pooled = _product(context, _weights(v1, first_i, first, INTER, CONTEXT_CHANNELS, BLOCK_I, BLOCK_K), pooled)
     if LOCAL:
         if splits == 1:
             bias = tl.load(b1 + i, mask=i < INTER, other=0.0).to(tl.float32)
             wholes, inside = _tile(inner, n, first_i, start, positions, INTER, LINEAR, BLOCK_I, BLOCK_P)
-            tl.store(wholes, _narrowed(_activated(local + bias[:, None], ACTIVATION), x), mask=inside)
+            tl.store(wholes, _narrowed(_activated(local + bias[None, :], ACTIVATION), x), mask=inside)
         else:
             parts, inside = _tile(hidden, split * images + n, first_i, start, positions, INTER, LINEAR, BLOCK_I, BLOCK_P)
             tl.store(parts, local, mask=inside)
     if GLOBAL:
         # Positions beyond the last hold zeros.
         row = (n * tiles + tile) * splits + split
-        tl.store(partial + row * INTER + i, tl.sum(pooled, axis=1), mask=i < INTER)
-
-
-@triton.jit
-def _second(weight, first, first_i, CHANNELS: tl.constexpr, INTER: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr):
-    """A tile of W2 or V2, C x I."""
-    c = first + tl.arange(0, BLOCK_C)
-    i = first_i + tl.arange(0, BLOCK_I)
-    there = (c < CHANNELS)[:, None] & (i < INTER)[None, :]
-    return tl.load(weight + c[:, None] * INTER + i[None, :], mask=there, other=0.0)
+        tl.store(partial + row * INTER + i, tl.sum(pooled, axis=0), mask=i < INTER)
 
 
 @triton.jit
@@ -205,7 +208,7 @@ def _logits(
     n = (program // blocks).to(tl.int64)
     r = tl.arange(0, BLOCK_R)
     # Added up across lanes once, at the end.
-    products = tl.zeros((BLOCK_C, BLOCK_I), dtype=tl.float32)
+    products = tl.zeros((BLOCK_I, BLOCK_C), dtype=tl.float32)
     for first_i in range(0, INTER, BLOCK_I):
         i = first_i + tl.arange(0, BLOCK_I)
         added = tl.zeros((BLOCK_R, BLOCK_I), dtype=tl.float32)
@@ -214,8 +217,8 @@ def _logits(
             added += tl.load(partial + (n * rows + row) * INTER + r[:, None] * INTER + i[None, :], mask=there, other=0.0)
         mean = tl.sum(added, axis=0) / positions
         inner = _activated(mean + tl.load(c1 + i, mask=i < INTER, other=0.0).to(tl.float32), ACTIVATION)
-        products += _second(v2, first_c, first_i, CHANNELS, INTER, BLOCK_C, BLOCK_I).to(tl.float32) * inner[None, :]
-    z = tl.sum(products, axis=1) + tl.load(c2 + c, mask=c < CHANNELS, other=0.0).to(tl.float32)
+        products += _weights(v2, first_c, first_i, CHANNELS, INTER, BLOCK_C, BLOCK_I).to(tl.float32) * inner[:, None]
+    z = tl.sum(products, axis=0) + tl.load(c2 + c, mask=c < CHANNELS, other=0.0).to(tl.float32)
     tl.store(logits + n * CHANNELS + c, z, mask=c < CHANNELS)
 
 
@@ -317,17 +320,17 @@ def aff_fuse(
         x_tile = _read(x, n, first, start, positions, CHANNELS, LINEAR, BLOCK_C, BLOCK_P)
         if BLEND:
             y_tile = _read(y, n, first, start, positions, CHANNELS, LINEAR, BLOCK_C, BLOCK_P)
-        z = tl.zeros((BLOCK_C, BLOCK_P), dtype=tl.float32)
+        z = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
         if LOCAL:
             if INTER <= BLOCK_I:
-                z = _product(_second(w2, first, 0, CHANNELS, INTER, BLOCK_C, BLOCK_I), whole, z)
+                z = _product(whole, _weights(w2, first, 0, CHANNELS, INTER, BLOCK_C, BLOCK_I), z)
             else:
                 for first_i in range(0, INTER, BLOCK_I):
                     part = _read(inner, n, first_i, start, positions, INTER, LINEAR, BLOCK_I, BLOCK_P)
-                    z = _product(_second(w2, first, first_i, CHANNELS, INTER, BLOCK_C, BLOCK_I), part, z)
-            z += tl.load(b2 + c, mask=here, other=0.0).to(tl.float32)[:, None]
+                    z = _product(part, _weights(w2, first, first_i, CHANNELS, INTER, BLOCK_C, BLOCK_I), z)
+            z += tl.load(b2 + c, mask=here, other=0.0).to(tl.float32)[None, :]
         if GLOBAL:
-            z += tl.load(logits + n * CHANNELS + c, mask=here, other=0.0)[:, None]
+            z += tl.load(logits + n * CHANNELS + c, mask=here, other=0.0)[None, :]
         w = _gated(z, GATE)
         value = x_tile.to(tl.float32) * w
         if BLEND:

@@ -193,7 +193,11 @@ void divide(Warp& w, const Instruction& i, std::uint32_t active) {
 void smaller_or_larger(Warp& w, const Instruction& i, std::uint32_t active) {
     const bool least = i.what.op == Op::kMinimum;
     if (is_float(i.what.type)) {
-        return floats<2>(w, i, active, [least](float a, float b) { return least ? std::fmin(a, b) : std::fmax(a, b); });
+        const bool keeps_nan = i.what.detail != 0;
+        return floats<2>(w, i, active, [least, keeps_nan](float a, float b) {
+            const bool none = keeps_nan && (std::isnan(a) || std::isnan(b));
+            return none ? std::nanf("") : least ? std::fmin(a, b) : std::fmax(a, b);
+        });
     }
     with_integer(i.what.type, [&](auto zero) {
         using T = decltype(zero);

@@ -53,6 +53,8 @@ const Table& typed() {
             {"rem", {Op::kRemainder}},
             {"min", {Op::kMinimum}},
             {"max", {Op::kMaximum}},
+            {"min.NaN", {Op::kMinimum, Type::kNone, Type::kNone, 1}},
+            {"max.NaN", {Op::kMaximum, Type::kNone, Type::kNone, 1}},
             {"neg", {Op::kNegate}},
             {"abs", {Op::kAbsolute}},
             {"and", {Op::kAnd}},
