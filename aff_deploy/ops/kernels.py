@@ -227,14 +227,14 @@ def _inner(
     program, hidden, b1, inner, images, positions, splits,
     INTER: tl.constexpr, ACTIVATION: tl.constexpr, LINEAR: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """Elements one after another, whatever their image, channel and position: the workspace has fewer than 2 ** 31."""
+    """Elements one after another, whatever their image, channel and position. What is divided is small: 32 bits hold it."""
     size = images * INTER * positions
     e = program * BLOCK_E + tl.arange(0, BLOCK_E)
     s = tl.arange(0, BLOCK_S)
     added = tl.zeros((BLOCK_S, BLOCK_E), dtype=tl.float32)
     for split in range(0, splits, BLOCK_S):
         there = (split + s < splits)[:, None] & (e < size)[None, :]
-        added += tl.load(hidden + split.to(tl.int64) * size + s[:, None] * size + e[None, :], mask=there, other=0.0)
+        added += tl.load(hidden + (split + s)[:, None] * size + e[None, :], mask=there, other=0.0)
     i = e // positions % INTER if LINEAR else e % INTER
     t = tl.sum(added, axis=0) + tl.load(b1 + i, mask=e < size, other=0.0).to(tl.float32)
     tl.store(inner + e, _narrowed(_activated(t, ACTIVATION), inner), mask=e < size)

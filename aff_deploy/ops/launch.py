@@ -19,7 +19,7 @@ How the table was found. By reasoning and by what ptxas reports, NOT by measurin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from aff_deploy.ops.operator import Branch, Gate, Variant
@@ -97,12 +97,16 @@ class Blocks:
     stages: int = 3
 
 
-# By width of a number in bits, and C up to so many.
-_TABLE: tuple[tuple[int, int, Blocks], ...] = (
-    (16, 512, Blocks(64, 128, 32, 8, 256, 32, 128, 64, 8)),
-    (16, 8192, Blocks(64, 64, 32, 4, 128, 32, 64, 64, 4)),
-    (32, 512, Blocks(32, 64, 16, 8, 128, 32, 64, 16, 8)),
-    (32, 8192, Blocks(32, 64, 16, 8, 64, 32, 64, 16, 8)),
+_SMALL_MAPS = Blocks(64, 64, 32, 4, 128, 32, 64, 128, 4)
+
+# By width of a number in bits, C up to so many, and layout.
+_TABLE: tuple[tuple[int, int, tuple[Layout, ...], Blocks], ...] = (
+    (16, 512, LAYOUTS, Blocks(64, 128, 32, 8, 256, 32, 128, 64, 8)),
+    (16, 1024, LAYOUTS, _SMALL_MAPS),
+    (16, 8192, ("linear",), _SMALL_MAPS),
+    (16, 8192, ("channels_last",), replace(_SMALL_MAPS, context_i=128)),
+    (32, 512, LAYOUTS, Blocks(32, 64, 16, 8, 128, 32, 64, 16, 8)),
+    (32, 8192, LAYOUTS, Blocks(32, 64, 16, 8, 64, 32, 64, 16, 8)),
 )
 
 
@@ -120,7 +124,11 @@ def unsupported(variant: Variant, channels: int, context_channels: int) -> str:
 def choose_blocks(call: Call) -> Blocks:
     """The table's entry for a call, cut down to what its sizes can fill (powers of two, at least 16)."""
     bits = 32 if call.dtype == "float32" else 16
-    entry = next(blocks for width, most, blocks in _TABLE if width == bits and call.channels <= most)
+    entry = next(
+        blocks
+        for width, most, layouts, blocks in _TABLE
+        if width == bits and call.channels <= most and call.layout in layouts
+    )
     inner, span = _power(call.inter), _power(call.channels)
     fuse_c = min(entry.fuse_c, span)
     return Blocks(

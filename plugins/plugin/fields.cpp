@@ -11,7 +11,7 @@ namespace {
 using nvinfer1::PluginField;
 using nvinfer1::PluginFieldType;
 
-constexpr std::int32_t kContract = 1;
+constexpr std::int32_t kContract = 2;
 constexpr std::int32_t kBranches[4] = {0, 1, 2, 3};  // bit 0 local, bit 1 global
 constexpr std::int32_t kFlags[2] = {0, 1};
 
@@ -139,7 +139,7 @@ Settings read_settings(const Variant& variant, const nvinfer1::PluginFieldCollec
                       {}};
     require(std::isfinite(settings.scale), [] { return "the field scale is not finite"; });
     check_suits(settings, integer(fields, "kernels_branches"), integer(fields, "kernels_blend"));
-    settings.images = read_images(variant, settings.table, settings.text);
+    settings.images = read_images(settings.table, settings.text);
     return settings;
 }
 

@@ -36,7 +36,7 @@ void print(const Image& image, const Variant& variant, const Sizes& sizes) {
     const Geometry g = geometry(variant, sizes, image.blocks);
     std::cout << name(image.type) << ' ' << name(image.layout) << ' ' << image.capability << ' ' << image.positions_multiple
               << ' ' << g.context_tiles << ' ' << g.splits << ' ' << g.chunk << ' ' << g.rows << ' ' << g.fuse_tiles << ' '
-              << g.context.x << ' ' << g.logits.x << ' ' << g.fuse.x << ' ' << g.partial_offset << ' ' << g.logits_offset << ' '
+              << g.context.x << ' ' << g.reduce.x << ' ' << g.fuse.x << ' ' << g.inner_offset << ' ' << g.partial_offset << ' ' << g.logits_offset << ' '
               << g.workspace_bytes << ' ' << workspace_bound(variant, sizes, image.blocks) << '\n';
 }
 
@@ -49,7 +49,7 @@ int main(int argc, char** argv) {
         const std::string raw = content(argv[2]);
         std::vector<std::int32_t> table(raw.size() / 4);
         std::memcpy(table.data(), raw.data(), 4 * table.size());
-        const std::vector<Image> images = read_images(variant, table, content(argv[3]));
+        const std::vector<Image> images = read_images(table, content(argv[3]));
         Sizes sizes;
         sizes.channels = std::atoll(argv[4]);
         sizes.context_channels = std::atoll(argv[5]);

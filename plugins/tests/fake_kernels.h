@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "ptx/half.h"
+
 namespace fake_kernels {
 
 // What Triton compiles into a kernel. Read from a comment in the text, "// fake: dtype=1 channels_last=0 ...".
@@ -28,6 +30,7 @@ struct Constants {
     int block_p = 0;
     int block_k = 0;
     int block_c = 0;
+    int block_e = 0;
     int span_c = 0;
 };
 
@@ -39,38 +42,16 @@ inline float read(const void* base, std::int64_t index, int dtype) {
     if (dtype == 0) {
         return static_cast<const float*>(base)[index];
     }
-    const std::uint32_t bits = static_cast<const std::uint16_t*>(base)[index];
-    float value = 0;
-    if (dtype == 2) {
-        const std::uint32_t wide = bits << 16;
-        std::memcpy(&value, &wide, sizeof value);
-        return value;
-    }
-    const float sign = (bits & 0x8000U) != 0 ? -1.0F : 1.0F;
-    const int exponent = static_cast<int>((bits >> 10) & 31U);
-    const auto fraction = static_cast<float>(bits & 1023U);
-    return sign * (exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(fraction + 1024.0F, exponent - 25));
+    const std::uint16_t bits = static_cast<const std::uint16_t*>(base)[index];
+    return dtype == 2 ? ptx::from_bf16(bits) : ptx::from_fp16(bits);
 }
 
-// Rounds to nearest, ties to even; finite values of the type's range.
 inline void write(void* base, std::int64_t index, float value, int dtype) {
     if (dtype == 0) {
         static_cast<float*>(base)[index] = value;
-        return;
-    }
-    std::uint32_t bits = 0;
-    if (dtype == 2) {
-        std::memcpy(&bits, &value, sizeof bits);
-        bits = (bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16;
     } else {
-        const std::uint32_t sign = std::signbit(value) ? 0x8000U : 0U;
-        int exponent = 0;
-        static_cast<void>(std::frexp(std::fabs(value), &exponent));
-        const int step = std::max(exponent, -13) - 11;  // the weight of the last bit
-        const auto units = static_cast<std::uint32_t>(std::nearbyint(std::ldexp(std::fabs(value), -step)));
-        bits = sign | (units == 0 ? 0U : units + (static_cast<std::uint32_t>(step + 24) << 10));
+        static_cast<std::uint16_t*>(base)[index] = dtype == 2 ? ptx::to_bf16(value) : ptx::to_fp16(value);
     }
-    static_cast<std::uint16_t*>(base)[index] = static_cast<std::uint16_t>(bits);
 }
 
 inline float activate(float value, bool silu) {
@@ -99,82 +80,100 @@ struct Values {
     int number(std::size_t index) const { return get<int>(index); }
 };
 
+// The sum of a row's products, activated and rounded to the type.
+inline void put_inner(const Constants& k, void* inner, std::int64_t where, float sum, const void* bias, int i) {
+    write(inner, where, activate(sum + read(bias, i, k.dtype), k.silu), k.dtype);
+}
+
 // Block `id` is (n, tile, split, inter block), the last one fastest; a block beyond the last does what no kernel may.
 inline void context(const Constants& k, const Values& v, int id) {
-    const int positions = v.number(8), tiles = v.number(9), splits = v.number(10), chunk = v.number(11);
+    const int images = v.number(9), positions = v.number(10), tiles = v.number(11), splits = v.number(12), chunk = v.number(13);
     const int blocks = cdiv(k.inter, k.block_i);
     const int block = id % blocks, split = id / blocks % splits, tile = id / blocks / splits % tiles,
               n = id / blocks / splits / tiles;
     const int first = split * chunk, last = std::min(first + chunk, k.context_channels);
     const void* source = k.sum || v.pointer(2) == nullptr ? v.pointer(0) : v.pointer(2);
-    const int images = v.number(7);
     const auto value = [&](int c, int p) {
         const std::int64_t where = at(k, n, c, p, k.context_channels, positions);
         return read(source, where, k.dtype) + (k.sum ? read(v.pointer(1), where, k.dtype) : 0.0F);
+    };
+    const auto weight = [&](std::size_t which, int i, int c) {
+        return read(v.pointer(which), static_cast<std::int64_t>(i) * k.context_channels + c, k.dtype);
     };
     for (int i = block * k.block_i; i < std::min((block + 1) * k.block_i, k.inter); ++i) {
         float total = 0;
         for (int p = tile * k.block_p; p < std::min((tile + 1) * k.block_p, positions); ++p) {
             float local = 0;
             for (int c = first; c < last; ++c) {
-                local += k.local
-                             ? read(v.pointer(3), static_cast<std::int64_t>(i) * k.context_channels + c, k.dtype) * value(c, p)
-                             : 0;
-                total += k.global
-                             ? read(v.pointer(4), static_cast<std::int64_t>(i) * k.context_channels + c, k.dtype) * value(c, p)
-                             : 0;
+                local += k.local ? weight(3, i, c) * value(c, p) : 0;
+                total += k.global ? weight(5, i, c) * value(c, p) : 0;
             }
-            if (k.local) {
-                const std::int64_t row = (static_cast<std::int64_t>(split) * images + n) * k.inter + i;
-                static_cast<float*>(v.pointer(5))[row * positions + p] = local;
+            if (k.local && splits == 1) {
+                put_inner(k, v.pointer(7), at(k, n, i, p, k.inter, positions), local, v.pointer(4), i);
+            } else if (k.local) {
+                static_cast<float*>(v.pointer(6))[at(k, split * images + n, i, p, k.inter, positions)] = local;
             }
         }
         if (k.global) {
             const std::int64_t row = static_cast<std::int64_t>(n) * tiles * splits + tile * splits + split;
-            static_cast<float*>(v.pointer(6))[row * k.inter + i] = total;
+            static_cast<float*>(v.pointer(8))[row * k.inter + i] = total;
         }
     }
 }
 
 inline void logits(const Constants& k, const Values& v, int id) {
-    const int positions = v.number(5), rows = v.number(6), blocks = cdiv(k.channels, k.block_c);
+    const int positions = v.number(9), rows = v.number(11), blocks = cdiv(k.channels, k.block_c);
     const int n = id / blocks, first = id % blocks * k.block_c;
-    const auto* partial = static_cast<const float*>(v.pointer(0));
+    const auto* partial = static_cast<const float*>(v.pointer(3));
     for (int c = first; c < std::min(first + k.block_c, k.channels); ++c) {
-        float z = read(v.pointer(3), c, k.dtype);
+        float z = read(v.pointer(6), c, k.dtype);
         for (int i = 0; i < k.inter; ++i) {
             float sum = 0;
             for (int row = 0; row < rows; ++row) {
                 sum += partial[(static_cast<std::int64_t>(n) * rows + row) * k.inter + i];
             }
-            const float h = activate(sum / static_cast<float>(positions) + read(v.pointer(1), i, k.dtype), k.silu);
-            z += read(v.pointer(2), static_cast<std::int64_t>(c) * k.inter + i, k.dtype) * h;
+            const float h = activate(sum / static_cast<float>(positions) + read(v.pointer(4), i, k.dtype), k.silu);
+            z += read(v.pointer(5), static_cast<std::int64_t>(c) * k.inter + i, k.dtype) * h;
         }
-        static_cast<float*>(v.pointer(4))[static_cast<std::int64_t>(n) * k.channels + c] = z;
+        static_cast<float*>(v.pointer(7))[static_cast<std::int64_t>(n) * k.channels + c] = z;
+    }
+}
+
+// First the logits' blocks, then those that add up the parts of inner values.
+inline void reduce(const Constants& k, const Values& v, int id) {
+    const int images = v.number(8), positions = v.number(9), splits = v.number(10);
+    const int first = k.global ? images * cdiv(k.channels, k.block_c) : 0;
+    if (id < first) {
+        return logits(k, v, id);
+    }
+    const std::int64_t size = static_cast<std::int64_t>(images) * k.inter * positions;
+    const std::int64_t begin = static_cast<std::int64_t>(id - first) * k.block_e;
+    for (std::int64_t element = begin; element < std::min(begin + k.block_e, size); ++element) {
+        float sum = 0;
+        for (int split = 0; split < splits; ++split) {
+            sum += static_cast<const float*>(v.pointer(0))[split * size + element];
+        }
+        const std::int64_t i = k.channels_last ? element % k.inter : element / positions % k.inter;
+        put_inner(k, v.pointer(2), element, sum, v.pointer(1), static_cast<int>(i));
     }
 }
 
 inline void fuse(const Constants& k, const Values& v, int id) {
-    const int images = v.number(8), positions = v.number(9), tiles = v.number(10), splits = v.number(11);
-    const auto scale = v.get<float>(12);
-    const int spans = cdiv(k.channels, k.span_c);
+    const int positions = v.number(7), tiles = v.number(8), spans = cdiv(k.channels, k.span_c);
+    const auto scale = v.get<float>(9);
     const int span = id % spans, tile = id / spans % tiles, n = id / spans / tiles;
-    const auto* hidden = static_cast<const float*>(v.pointer(2));
     for (int c = span * k.span_c; c < std::min((span + 1) * k.span_c, k.channels); ++c) {
         for (int p = tile * k.block_p; p < std::min((tile + 1) * k.block_p, positions); ++p) {
-            float z = k.global ? static_cast<const float*>(v.pointer(6))[static_cast<std::int64_t>(n) * k.channels + c] : 0.0F;
+            float z = k.global ? static_cast<const float*>(v.pointer(5))[static_cast<std::int64_t>(n) * k.channels + c] : 0.0F;
             for (int i = 0; k.local && i < k.inter; ++i) {
-                float sum = read(v.pointer(3), i, k.dtype);
-                for (int split = 0; split < splits; ++split) {
-                    sum += hidden[((static_cast<std::int64_t>(split) * images + n) * k.inter + i) * positions + p];
-                }
-                z += read(v.pointer(4), static_cast<std::int64_t>(c) * k.inter + i, k.dtype) * activate(sum, k.silu);
+                z += read(v.pointer(3), static_cast<std::int64_t>(c) * k.inter + i, k.dtype) *
+                     read(v.pointer(2), at(k, n, i, p, k.inter, positions), k.dtype);
             }
-            z += k.local ? read(v.pointer(5), c, k.dtype) : 0.0F;
+            z += k.local ? read(v.pointer(4), c, k.dtype) : 0.0F;
             const std::int64_t where = at(k, n, c, p, k.channels, positions);
             const float w = gate(z, k.hard);
             const float rest = k.blend ? read(v.pointer(1), where, k.dtype) * (1.0F - w) : 0.0F;
-            write(v.pointer(7), where, scale * (read(v.pointer(0), where, k.dtype) * w + rest), k.dtype);
+            write(v.pointer(6), where, scale * (read(v.pointer(0), where, k.dtype) * w + rest), k.dtype);
         }
     }
 }
@@ -182,7 +181,7 @@ inline void fuse(const Constants& k, const Values& v, int id) {
 inline bool run(const std::string& entry, const Constants& constants, const std::vector<std::uint64_t>& arguments,
                 unsigned int grid) {
     const auto kernel = entry == "aff_context"  ? context
-                        : entry == "aff_logits" ? logits
+                        : entry == "aff_reduce" ? reduce
                         : entry == "aff_fuse"   ? fuse
                                                 : nullptr;
     for (unsigned int id = 0; kernel != nullptr && id < grid; ++id) {

@@ -20,13 +20,13 @@ struct Setup {
                   int positions_multiple = 1) {
         made::Kernels kernels;
         made::add(kernels, variant, sizes, {type, layout, 80, positions_multiple});
-        return Fusion(cache, *driver, variant, read_images(variant, kernels.table, kernels.text), type, layout);
+        return Fusion(cache, *driver, variant, read_images(kernels.table, kernels.text), type, layout);
     }
 };
 
 made::Tensor workspace(const Variant& variant, const Sizes& sizes) {
     const made::Widths b;
-    const Blocks blocks{b.block_i, b.block_p, b.block_k, b.block_c, b.span_c, b.fuse_p};
+    const Blocks blocks{b.block_i, b.block_p, b.block_k, b.block_c, b.block_e, b.span_c, b.fuse_p, 4};
     return {static_cast<std::int64_t>(workspace_bound(variant, sizes, blocks) / 4), Type::kFloat32, nullptr};
 }
 
@@ -79,25 +79,27 @@ TEST(kernels_are_launched_in_order_with_the_contracts_numbers) {
     auto scratch = workspace(Variant{}, sizes);
     s.fusion(Variant{}, sizes).enqueue(sizes, call.tensors(scratch.data()), call.scale, fake_cuda::stream());
     const auto launches = fake_cuda::state().launches;
-    CHECK(launches.size() == 3 && launches[0].entry == "aff_context" && launches[1].entry == "aff_logits" &&
+    CHECK(launches.size() == 3 && launches[0].entry == "aff_context" && launches[1].entry == "aff_reduce" &&
           launches[2].entry == "aff_fuse");
     // By hand: 3 blocks of inner channels, 13 tiles; 256 / 78 = 3 splits wanted; chunks of 16 of 40 channels, so 3 splits.
     const auto& arguments = launches[0].arguments;
     CHECK(launches[0].grid[0] == 2 * 13 * 3 * 3 && launches[0].threads == 128);
-    CHECK(arguments[7] == 2 && arguments[8] == 100 && arguments[9] == 13 && arguments[10] == 3 && arguments[11] == 16);
-    CHECK(arguments[2] == 0 && arguments[12] == 0 && arguments[13] == 0);
-    CHECK(launches[1].grid[0] == 2 * 5 && launches[1].arguments[5] == 100 && launches[1].arguments[6] == 39);
-    CHECK(launches[2].grid[0] == 2 * 25 * 5 && launches[2].arguments[10] == 25 && launches[2].arguments[11] == 3);
+    CHECK(arguments[9] == 2 && arguments[10] == 100 && arguments[11] == 13 && arguments[12] == 3 && arguments[13] == 16);
+    CHECK(arguments[2] == 0 && arguments[14] == 0 && arguments[15] == 0);
+    // 2000 inner values, 32 to a block.
+    CHECK(launches[1].grid[0] == 2 * 5 + 63 && launches[1].arguments[9] == 100 && launches[1].arguments[11] == 39);
+    CHECK(launches[2].grid[0] == 2 * 25 * 5 && launches[2].arguments[7] == 100 && launches[2].arguments[8] == 25);
     // The sections of the workspace, on 256 bytes each.
     const auto base = reinterpret_cast<std::uintptr_t>(scratch.data());
-    CHECK(arguments[5] == base && arguments[6] == base + 4 * 6016 && launches[1].arguments[4] == base + 4 * (6016 + 832));
+    CHECK(arguments[6] == base && arguments[7] == base + 4 * 6016 && launches[2].arguments[2] == arguments[7]);
+    CHECK(arguments[8] == base + 4 * (6016 + 2048) && launches[1].arguments[7] == base + 4 * (6016 + 2048 + 832));
     for (const auto& launch : launches) {
         CHECK(launch.grid[1] == 1 && launch.grid[2] == 1 && launch.stream == fake_cuda::stream());
     }
 }
 
 TEST(the_workspace_bound_holds_for_every_smaller_call) {
-    const Blocks blocks{16, 32, 32, 64, 64, 32};
+    const Blocks blocks{16, 32, 32, 64, 256, 64, 32, 2};
     for (const Sizes& most : {Sizes{8, 900, 96, 96, 24}, Sizes{1, 50, 2048, 2048, 128}, Sizes{3, 2000, 8, 500, 1}}) {
         for (const Variant& variant : {Variant{}, Variant{true, true, true, false}, Variant{false, false, false, true}}) {
             const std::size_t bound = workspace_bound(variant, most, blocks);
@@ -159,7 +161,7 @@ TEST(a_failed_launch_is_reported_with_its_kernel) {
     const Fusion fusion = s.fusion(Variant{}, kSizes);
     fake_cuda::fail("cuLaunchKernel", 719, 1);
     CHECK_ERROR(fusion.enqueue(kSizes, call.tensors(scratch.data()), 1.0F, fake_cuda::stream()),
-                "launching the kernel aff_logits: CUDA_ERROR_LAUNCH_FAILED");
+                "launching the kernel aff_reduce: CUDA_ERROR_LAUNCH_FAILED");
     CHECK(fake_cuda::state().launches.size() == 1);
 }
 
@@ -168,7 +170,7 @@ TEST(the_image_is_chosen_by_capability) {
     for (const int capability : {80, 86, 90, 100}) {
         made::add(kernels, Variant{}, kSizes, {Type::kFloat16, Layout::kLinear, capability});
     }
-    const auto images = read_images(Variant{}, kernels.table, kernels.text);
+    const auto images = read_images(kernels.table, kernels.text);
     const auto chosen = [&](int capability) { return choose(images, Type::kFloat16, Layout::kLinear, capability).capability; };
     CHECK(chosen(80) == 80 && chosen(86) == 86 && chosen(89) == 86 && chosen(90) == 90 && chosen(100) == 100 &&
           chosen(120) == 86);
@@ -186,11 +188,11 @@ TEST(the_current_devices_image_is_loaded) {
 TEST(every_number_of_the_table_is_checked) {
     made::Kernels good;
     made::add(good, Variant{}, kSizes, {Type::kFloat32, Layout::kLinear});
-    CHECK(read_images(Variant{}, good.table, good.text).size() == 1);
+    CHECK(read_images(good.table, good.text).size() == 1);
     const auto with = [&](std::size_t index, std::int32_t value) {
         auto table = good.table;
         table.at(index) = value;
-        return read_images(Variant{}, table, good.text);
+        return read_images(table, good.text);
     };
     const std::int32_t most = 2147483647, least = -most - 1;
     for (std::size_t column = 0; column < 36; ++column) {
@@ -205,19 +207,16 @@ TEST(every_number_of_the_table_is_checked) {
     CHECK_ERROR(with(11, 8), "two values of positions_multiple");
     auto twice = good.table;
     twice.insert(twice.end(), good.table.begin() + 12, good.table.begin() + 24);
-    CHECK_ERROR(read_images(Variant{}, twice, good.text), "row 3: a second one for the same kernel");
-    CHECK_ERROR(with(1, 1), "not the kernels of AttentionalFusion in ");
-    CHECK_ERROR(read_images(Variant{}, {}, good.text), "has 0 numbers: rows of 12");
-    CHECK_ERROR(read_images(Variant{}, std::vector<std::int32_t>(13, 1), good.text), "has 13 numbers");
-    CHECK_ERROR(read_images(Variant{}, good.table, ""), "the text ends");
-    const Variant local{true, false, true, false};
-    CHECK_ERROR(read_images(local, good.table, good.text),
-                "not the kernels of AttentionalFusionLocal in float32 linear for sm_80");
+    CHECK_ERROR(read_images(twice, good.text), "row 3: a second one for the same kernel");
+    CHECK_ERROR(with(1, 1), "2 of the three kernels in ");
+    CHECK_ERROR(read_images({}, good.text), "has 0 numbers: rows of 12");
+    CHECK_ERROR(read_images(std::vector<std::int32_t>(13, 1), good.text), "has 13 numbers");
+    CHECK_ERROR(read_images(good.table, ""), "the text ends");
     const auto cut = std::vector<std::int32_t>(good.table.begin(), good.table.begin() + 24);
-    CHECK_ERROR(read_images(Variant{}, cut, good.text), "not the kernels of AttentionalFusion in float32 linear for sm_80");
+    CHECK_ERROR(read_images(cut, good.text), "2 of the three kernels in float32 linear for sm_80");
     auto text = good.text;
     text.replace(text.find(".f32"), 4, ".u32");
-    CHECK_ERROR(read_images(Variant{}, good.table, text), "the kernel aff_fuse takes");
+    CHECK_ERROR(read_images(good.table, text), "the kernel aff_fuse takes");
 }
 
 }  // namespace

@@ -49,7 +49,7 @@ struct Kernels {
 };
 
 struct Widths {
-    int block_i = 4, block_p = 8, block_k = 4, block_c = 8, span_c = 8, fuse_p = 4;
+    int block_i = 4, block_p = 8, block_k = 4, block_c = 8, block_e = 32, span_c = 8, fuse_p = 4;
 };
 
 inline void add(Kernels& kernels, const Variant& variant, const Sizes& sizes, const Carried& carried, const Widths& b = {}) {
@@ -60,7 +60,7 @@ inline void add(Kernels& kernels, const Variant& variant, const Sizes& sizes, co
             << " hard=" << variant.hard_sigmoid << " local=" << variant.local << " global=" << variant.global
             << " channels=" << sizes.channels << " context_channels=" << sizes.context_channels << " inter=" << sizes.inter
             << " block_i=" << b.block_i << " block_p=" << block_p << " block_k=" << b.block_k << " block_c=" << b.block_c
-            << " span_c=" << b.span_c << "\n.version 8.0\n.target sm_" << carried.capability << "\n.address_size 64\n"
+            << " block_e=" << b.block_e << " span_c=" << b.span_c << "\n.version 8.0\n.target sm_" << carried.capability << "\n.address_size 64\n"
             << entry_text;
         extra.resize(4);
         const auto offset = static_cast<std::int32_t>(kernels.text.size());
@@ -72,11 +72,9 @@ inline void add(Kernels& kernels, const Variant& variant, const Sizes& sizes, co
         }
         kernels.table.insert(kernels.table.end(), extra.begin(), extra.end());
     };
-    put(0, entry("aff_context", 7, 5, 0), b.block_p, {b.block_i, b.block_p, b.block_k, carried.positions_multiple});
-    if (variant.global) {
-        put(1, entry("aff_logits", 5, 2, 0), b.block_p, {b.block_c});
-    }
-    put(2, entry("aff_fuse", 8, 4, 1), b.fuse_p, {b.span_c, b.fuse_p, carried.positions_multiple});
+    put(0, entry("aff_context", 9, 5, 0), b.block_p, {b.block_i, b.block_p, b.block_k, carried.positions_multiple});
+    put(1, entry("aff_reduce", 8, 4, 0), b.block_p, {b.block_c, b.block_e});
+    put(2, entry("aff_fuse", 7, 2, 1), b.fuse_p, {b.span_c, b.fuse_p, carried.positions_multiple});
 }
 
 // A device tensor: values as the type holds them, on 256 bytes.

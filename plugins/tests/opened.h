@@ -97,7 +97,7 @@ struct Fields {
 
 inline Fields fields_of(const made::Variant& variant, const made::Sizes& sizes, float scale, const made::Kernels& kernels) {
     Fields made;
-    made.integers("kernels_contract", {1});
+    made.integers("kernels_contract", {2});
     made.integers("kernels_branches", {(variant.local ? 1 : 0) + (variant.global ? 2 : 0)});
     made.integers("kernels_blend", {variant.blend ? 1 : 0});
     made.integers("context_channels", {static_cast<std::int32_t>(sizes.context_channels)});

@@ -48,7 +48,7 @@ TEST(every_missing_or_wrong_field_is_named) {
         bad.integers(name, values);
         refused(std::move(bad), text);
     };
-    with("kernels_contract", {2}, "of contract 2, this library runs contract 1");
+    with("kernels_contract", {1}, "of contract 1, this library runs contract 2");
     with("kernels_branches", {1}, "kernels_branches does not suit an AttentionalFusion");
     with("kernels_blend", {0}, "kernels_blend does not suit");
     with("channels", {1, 2}, "has 2 numbers");

@@ -14,7 +14,7 @@ import pytest
 
 from aff_deploy.errors import UsageError
 from aff_deploy.ops.compile import PTX_VERSIONS, KernelImage, compile_call, parameters
-from aff_deploy.ops.launch import Call, choose_blocks, constants
+from aff_deploy.ops.launch import KERNELS, Call, choose_blocks, constants
 
 pytest.importorskip("triton", reason="the kernels need triton: Linux, Python 3.11 or later")
 
@@ -152,7 +152,7 @@ def test_text_is_the_same_in_another_process(tmp_path: Path) -> None:
 
 def test_text_is_bare_and_says_what_the_contract_says() -> None:
     images = compile_call(SMALL)
-    assert [image.kernel for image in images] == list(SMALL.kernels) == ["aff_context", "aff_logits", "aff_fuse"]
+    assert [image.kernel for image in images] == list(KERNELS) == ["aff_context", "aff_reduce", "aff_fuse"]
     for image in images:
         assert image.ptx.startswith(".version 8.0\n.target sm_80\n")
         assert not re.search(r"//|\.loc|\.file|debug|kernels\.py", image.ptx)
@@ -192,11 +192,10 @@ def path_of_other(path: Path) -> str:
 
 def test_another_call_or_capability_is_another_file(tmp_path: Path) -> None:
     compile_call(SMALL, cache=tmp_path)
-    # The logits of another layout are the same kernel.
     compile_call(dataclasses.replace(SMALL, layout="channels_last"), cache=tmp_path)
-    assert len(list(tmp_path.glob("*.json"))) == 5
+    assert len(list(tmp_path.glob("*.json"))) == 6
     compile_call(SMALL, 86, cache=tmp_path)
-    assert len(list(tmp_path.glob("*.json"))) == 8
+    assert len(list(tmp_path.glob("*.json"))) == 9
 
 
 def test_unknown_capability() -> None:

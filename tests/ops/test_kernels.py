@@ -66,13 +66,17 @@ def test_every_channel_is_in_one_split_and_the_workspace_holds_it(dtype: str, ch
         assert plan.chunk % blocks.context_k == 0
         assert plan.tiles * blocks.context_p >= positions > (plan.tiles - 1) * blocks.context_p
         assert plan.fuse_tiles * blocks.fuse_p >= positions
-        assert plan.hidden + plan.splits * images * inter * positions <= plan.partial
+        values = images * inter * positions
+        assert (plan.splits * values if plan.splits > 1 else 0) <= plan.inner
+        assert plan.inner + -(-values * (4 if dtype == "float32" else 2) // 4) <= plan.partial
         assert plan.partial + images * plan.rows * inter <= plan.logits
         assert plan.logits + images * channels <= plan.workspace
-        assert all(section % ALIGNED == 0 for section in (plan.partial, plan.logits, plan.workspace))
+        assert all(section % ALIGNED == 0 for section in (plan.inner, plan.partial, plan.logits, plan.workspace))
         # The bound that a launcher reserves for a whole profile (docs/kernels.md).
-        most = max(images * plan.tiles, -(-WANTED_PROGRAMS // -(-inter // blocks.context_i)))
-        assert plan.workspace <= most * inter * (blocks.context_p + 1) + images * channels + 3 * ALIGNED
+        parts = WANTED_PROGRAMS // -(-inter // blocks.context_i)
+        rows = max(images * plan.tiles, parts)
+        bound = parts * inter * blocks.context_p + values + rows * inter + images * channels
+        assert plan.workspace <= bound + 4 * ALIGNED
 
 
 def test_blocks_are_what_a_product_needs() -> None:

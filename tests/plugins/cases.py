@@ -20,7 +20,7 @@ from onnx import ModelProto, TensorProto, helper
 from aff_deploy.ops import DOMAIN, DOMAIN_VERSION, Variant
 from aff_deploy.ops.reference import attentional_fusion
 from aff_deploy.passes.functions import attributes
-from aff_deploy.passes.kernels import ROW, attach_kernels
+from aff_deploy.passes.kernels import attach_kernels
 
 Array = NDArray[Any]
 Values = dict[str, Any]
@@ -151,34 +151,6 @@ def attributes_of(case: Case, cache: Path, capabilities: tuple[int, ...] = (80,)
         raise ValueError(f"{case.name} carries no kernels: {attached.native}")
     said = attributes(attached.model.graph.node[0])
     return {name: said[name] for name in FIELDS}
-
-
-def for_stand_in(case: Case, said: Values) -> Values:
-    """The same with notes in the PTX, from which the stand-in driver knows what it must compute."""
-    table, text = np.array(said["kernels_table"], np.int32).reshape(-1, ROW), ""
-    for row in table:
-        kernel, dtype, layout = row[:3]
-        names = {0: ("block_i", "block_p", "block_k"), 1: ("block_c",), 2: ("span_c", "block_p")}[int(kernel)]
-        notes = {
-            "dtype": dtype,
-            "channels_last": layout,
-            "sum": case.variant.context == "sum",
-            "blend": case.variant.blend,
-            "silu": case.variant.activation == "Silu",
-            "hard": case.variant.gate == "HardSigmoid",
-            "local": "local" in case.variant.branches,
-            "global": "global" in case.variant.branches,
-            "channels": case.channels,
-            "context_channels": said["context_channels"],
-            "inter": case.inter,
-            "block_i": 16,
-            **dict(zip(names, row[8:], strict=False)),
-        }
-        ptx = said["kernels_text"][row[4] : row[4] + row[5]]
-        ptx = "// fake: " + " ".join(f"{name}={int(value)}" for name, value in notes.items()) + "\n" + ptx
-        row[4:6] = len(text), len(ptx)
-        text += ptx
-    return {**said, "kernels_table": table.ravel().tolist(), "kernels_text": text}
 
 
 def write_case(case: Case, said: Values, path: Path) -> None:

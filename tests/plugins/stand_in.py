@@ -50,6 +50,11 @@ def build_stand_in(folder: Path) -> Path:
     """Compile the stand-in, optimised, into `folder`; skips by name without a compiler."""
     configure(folder, "-DCMAKE_BUILD_TYPE=Release")
     build(folder, "fake_cuda")
+    return library_in(folder)
+
+
+def library_in(folder: Path) -> Path:
+    """Where `build_stand_in` puts it."""
     return folder / "tests" / "fake" / "libcuda.so.1"
 
 

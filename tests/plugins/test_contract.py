@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aff_deploy.ops.compile import KernelImage, launch_sizes, parameters
-from aff_deploy.ops.launch import Call, choose_blocks, geometry
+from aff_deploy.ops.launch import KERNELS, Call, choose_blocks, geometry
 from tests.plugins.building import run
 from tests.plugins.cases import Case, Values, Variant, attributes_of
 
@@ -45,7 +45,7 @@ def call_of(case: Case, layout: str, multiple: int) -> Call:
 def stub(call: Call, capability: int = 80, *, cache: Path | None = None) -> tuple[KernelImage, ...]:
     """What `compile_call` gives, but that the kernels do nothing: compiling takes seconds."""
     made = []
-    for kernel in call.kernels:
+    for kernel in KERNELS:
         kinds = ["u32" if name in SIZES else "f32" if name == "scale" else "u64" for name in parameters(kernel)]
         listed = ", ".join(f".param .{kind} {kernel}_{index}" for index, kind in enumerate([*kinds, "u64", "u64"]))
         ptx = f".version 8.0\n.target sm_{capability}\n.visible .entry {kernel}({listed}) {{ ret; }}\n// {call}\n"
@@ -75,20 +75,21 @@ def test_both_sides_compute_the_same_geometry(built: Path, tmp_path: Path, monke
         assert line[0] == case.dtype
         assert int(line[3]) == call.multiple
         wanted = geometry(call, choose_blocks(call), images, positions)
-        assert list(map(int, line[4:15])) == [
+        assert list(map(int, line[4:16])) == [
             wanted.tiles,
             wanted.splits,
             wanted.chunk,
             wanted.rows,
             wanted.fuse_tiles,
             wanted.grids["aff_context"],
-            wanted.grids["aff_logits"] if "global" in case.variant.branches else 0,
+            wanted.grids["aff_reduce"],
             wanted.grids["aff_fuse"],
+            4 * wanted.inner,
             4 * wanted.partial,
             4 * wanted.logits,
             4 * wanted.workspace,
         ]
-        assert int(line[15]) >= 4 * wanted.workspace
+        assert int(line[16]) >= 4 * wanted.workspace
 
 
 def test_compiled_kernels_are_read(built: Path, tmp_path: Path, kernel_cache: Path) -> None:
@@ -101,6 +102,6 @@ def test_compiled_kernels_are_read(built: Path, tmp_path: Path, kernel_cache: Pa
 def test_another_number_of_parameters_is_refused(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aff_deploy.passes.kernels.compile_call", stub)
     said = attributes_of(Case(), tmp_path)
-    said["kernels_text"] = said["kernels_text"].replace(".param .f32 aff_fuse_12", ".param .u64 aff_fuse_12")
+    said["kernels_text"] = said["kernels_text"].replace(".param .f32 aff_fuse_9", ".param .u64 aff_fuse_9")
     with pytest.raises(AssertionError, match=r"the kernel aff_fuse takes .* its PTX is from another version"):
         read_back(built, tmp_path, Case(), said)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.plugins.building import NO_HEADERS, build, configure, cuda_headers, run, tensorrt_root
-from tests.plugins.cases import Case, attributes_of, cases, for_stand_in, write_case
+from tests.plugins.cases import Case, attributes_of, cases, write_case
 
 LAUNCHER_TESTS = ("launcher", "fusion", "no_driver")
 PLUGIN_TESTS = ("plugin", "plugin_bad_input", "registration_load_library", "registration_dlopen_then_load_library")
@@ -65,9 +65,9 @@ def test_without_a_gpu_the_host_program_says_so(with_plugin: Path) -> None:
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
 def test_the_host_program_passes_on_the_stand_in(with_plugin: Path, tmp_path: Path, kernel_cache: Path, case: Case) -> None:
-    """Real attributes with real PTX, from an engine's point of view; the numbers are the stand-in's."""
+    """Real attributes, whose PTX the stand-in executes, from an engine's point of view."""
     path = tmp_path / "one.case"
-    write_case(case, for_stand_in(case, attributes_of(case, kernel_cache)), path)
+    write_case(case, attributes_of(case, kernel_cache), path)
     said = run(
         str(with_plugin / "tests" / "plugin_host"), str(path), env={"LD_LIBRARY_PATH": str(with_plugin / "tests" / "fake")}
     )

@@ -45,9 +45,7 @@ Fusion::Fusion(cuda::ModuleCache& cache, const cuda::Driver& driver, const Varia
                Type type, Layout layout)
     : variant_(variant), image_(choose(images, type, layout, current_capability(driver))) {
     context_kernel_ = std::make_shared<const cuda::Kernel>(cache, image_.context);
-    if (variant_.global) {
-        logits_kernel_ = std::make_shared<const cuda::Kernel>(cache, image_.logits);
-    }
+    reduce_kernel_ = std::make_shared<const cuda::Kernel>(cache, image_.reduce);
     fuse_kernel_ = std::make_shared<const cuda::Kernel>(cache, image_.fuse);
 }
 
@@ -73,28 +71,28 @@ void Fusion::enqueue(const Sizes& sizes, const Tensors& tensors, float scale, cu
 
     char* const workspace = static_cast<char*>(tensors.workspace);
     void* const hidden = variant_.local ? workspace : nullptr;
+    void* const inner = variant_.local ? workspace + g.inner_offset : nullptr;
     void* const partial = variant_.global ? workspace + g.partial_offset : nullptr;
     void* const logits = variant_.global ? workspace + g.logits_offset : nullptr;
     cuda::Arguments context;
     context.pointer(tensors.x).pointer(tensors.y).pointer(tensors.a);
-    context.pointer(tensors.local.w1).pointer(tensors.global.w1).pointer(hidden).pointer(partial);
+    context.pointer(tensors.local.w1).pointer(tensors.local.b1).pointer(tensors.global.w1);
+    context.pointer(hidden).pointer(inner).pointer(partial);
     context.int32(images).int32(positions).int32(g.context_tiles).int32(g.splits).int32(g.chunk);
     context.pointer(nullptr).pointer(nullptr);
     context_kernel_->launch(g.context, stream, context);
-    if (variant_.global) {
-        cuda::Arguments global;
-        global.pointer(partial)
-            .pointer(tensors.global.b1)
-            .pointer(tensors.global.w2)
-            .pointer(tensors.global.b2)
-            .pointer(logits);
-        global.int32(positions).int32(g.rows).pointer(nullptr).pointer(nullptr);
-        logits_kernel_->launch(g.logits, stream, global);
+    if (g.reduce.x > 0) {
+        cuda::Arguments reduce;
+        reduce.pointer(hidden).pointer(tensors.local.b1).pointer(inner);
+        reduce.pointer(partial).pointer(tensors.global.b1).pointer(tensors.global.w2).pointer(tensors.global.b2);
+        reduce.pointer(logits);
+        reduce.int32(images).int32(positions).int32(g.splits).int32(g.rows).pointer(nullptr).pointer(nullptr);
+        reduce_kernel_->launch(g.reduce, stream, reduce);
     }
     cuda::Arguments fuse;
-    fuse.pointer(tensors.x).pointer(tensors.y).pointer(hidden);
-    fuse.pointer(tensors.local.b1).pointer(tensors.local.w2).pointer(tensors.local.b2).pointer(logits).pointer(tensors.out);
-    fuse.int32(images).int32(positions).int32(g.fuse_tiles).int32(g.splits).float32(scale).pointer(nullptr).pointer(nullptr);
+    fuse.pointer(tensors.x).pointer(tensors.y).pointer(inner);
+    fuse.pointer(tensors.local.w2).pointer(tensors.local.b2).pointer(logits).pointer(tensors.out);
+    fuse.int32(positions).int32(g.fuse_tiles).float32(scale).pointer(nullptr).pointer(nullptr);
     fuse_kernel_->launch(g.fuse, stream, fuse);
 }
 

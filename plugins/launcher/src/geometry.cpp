@@ -9,7 +9,7 @@
 namespace aff_deploy {
 namespace {
 
-constexpr std::int64_t kMaxSplits = 8;
+constexpr std::int64_t kMaxSplits = 16;
 constexpr std::int64_t kWantedPrograms = 256;
 constexpr std::int64_t kMostPositions = (std::int64_t{1} << 24) - 1;
 constexpr std::int64_t kMostElements = std::numeric_limits<std::int32_t>::max();
@@ -57,6 +57,11 @@ std::size_t bytes(std::int64_t elements) {
     return static_cast<std::size_t>(elements) * sizeof(float);
 }
 
+// As many fp32 elements as hold so many values of the type of x.
+std::int64_t as_floats(std::int64_t values, const Blocks& blocks) {
+    return cdiv(values * blocks.element_bytes, static_cast<std::int64_t>(sizeof(float)));
+}
+
 }  // namespace
 
 Geometry geometry(const Variant& variant, const Sizes& sizes, const Blocks& blocks) {
@@ -70,8 +75,8 @@ Geometry geometry(const Variant& variant, const Sizes& sizes, const Blocks& bloc
     const std::int64_t splits = cdiv(sizes.context_channels, chunk);
     const std::int64_t rows = tiles * splits;
     const std::int64_t fuse_tiles = cdiv(sizes.positions, blocks.fuse_p);
-    const std::int64_t hidden =
-        variant.local ? product("the workspace", splits, sizes.images, sizes.inter, sizes.positions) : 0;
+    const std::int64_t values = variant.local ? product("the workspace", sizes.images, sizes.inter, sizes.positions) : 0;
+    const std::int64_t hidden = splits > 1 ? product("the workspace", splits, values) : 0;
     const std::int64_t partial = variant.global ? product("the workspace", sizes.images, rows, sizes.inter) : 0;
     const std::int64_t logits = variant.global ? product("the workspace", sizes.images, sizes.channels) : 0;
 
@@ -82,9 +87,11 @@ Geometry geometry(const Variant& variant, const Sizes& sizes, const Blocks& bloc
     made.rows = static_cast<std::int32_t>(product("the grid", rows));
     made.fuse_tiles = static_cast<std::int32_t>(fuse_tiles);
     made.context.x = product("the grid", programs, splits);
-    made.logits.x = variant.global ? product("the grid", sizes.images, cdiv(sizes.channels, blocks.logits_c)) : 0;
+    made.reduce.x = (variant.global ? product("the grid", sizes.images, cdiv(sizes.channels, blocks.reduce_c)) : 0) +
+                    (hidden > 0 ? cdiv(values, blocks.reduce_e) : 0);
     made.fuse.x = product("the grid", sizes.images, fuse_tiles, cdiv(sizes.channels, blocks.fuse_c));
-    made.partial_offset = bytes(section(hidden));
+    made.inner_offset = bytes(section(hidden));
+    made.partial_offset = made.inner_offset + bytes(section(as_floats(values, blocks)));
     made.logits_offset = made.partial_offset + bytes(section(partial));
     made.workspace_bytes = made.logits_offset + bytes(section(logits));
     return made;
@@ -94,13 +101,18 @@ std::size_t workspace_bound(const Variant& variant, const Sizes& most, const Blo
     check_sizes(most);
     const std::int64_t inter_blocks = cdiv(most.inter, blocks.context_i);
     const std::int64_t tiles = product("the grid", most.images, cdiv(most.positions, blocks.context_p));
-    // Few tiles are split until there are about as many programs as wanted, and no further.
-    const std::int64_t parts = std::max(tiles, cdiv(kWantedPrograms, inter_blocks));
-    std::int64_t elements = 0;
+    // Channels are divided until there are so many parts of tiles and no further.
+    const std::int64_t parts = kWantedPrograms / inter_blocks;
     // Not held to 32 bits: a bound may be over what any call within it takes. Every factor is below 2^31 or a block size.
-    const std::int64_t rows = product("the workspace", parts, most.inter);
-    elements += variant.local ? section(rows * blocks.context_p) : 0;
-    elements += variant.global ? section(rows) + section(most.images * most.channels) : 0;
+    std::int64_t elements = 0;
+    if (variant.local) {
+        elements += section(parts * most.inter * blocks.context_p);
+        elements += section(as_floats(product("the workspace", most.images, most.inter, most.positions), blocks));
+    }
+    if (variant.global) {
+        elements += section(product("the workspace", std::max(tiles, parts), most.inter));
+        elements += section(most.images * most.channels);
+    }
     return bytes(elements);
 }
 

@@ -17,8 +17,8 @@ constexpr std::size_t kRow = 12;
 constexpr std::int32_t kLargestBlock = 1 << 20;
 constexpr std::int32_t kMostSharedBytes = 1 << 20;
 constexpr int kFirstSpecificCapability = 90;
-enum Kernel : std::int32_t { kContext = 0, kLogits = 1, kFuse = 2 };
-constexpr std::array<const char*, 3> kEntries{"aff_context", "aff_logits", "aff_fuse"};
+enum Kernel : std::int32_t { kContext = 0, kReduce = 1, kFuse = 2 };
+constexpr std::array<const char*, 3> kEntries{"aff_context", "aff_reduce", "aff_fuse"};
 
 // A row of the table by the names of its columns.
 struct Row {
@@ -36,7 +36,7 @@ std::vector<Parameter> parameters(std::int32_t kernel) {
         all.insert(all.end(), 2, Parameter::kPointer);  // Triton's scratch, not used
         return all;
     };
-    return kernel == kContext ? list(7, 5, 0) : kernel == kLogits ? list(5, 2, 0) : list(8, 4, 1);
+    return kernel == kContext ? list(9, 5, 0) : kernel == kReduce ? list(8, 4, 0) : list(7, 2, 1);
 }
 
 [[noreturn]] void bad_row(std::size_t row, const std::string& what) {
@@ -57,7 +57,7 @@ Row read_row(const std::vector<std::int32_t>& table, std::size_t index, std::siz
     if (row.shared_bytes < 0 || row.shared_bytes > kMostSharedBytes || row.threads <= 0) {
         bad_row(index, "threads or shared memory out of range");
     }
-    const std::size_t used = row.kernel == kContext ? 4 : row.kernel == kLogits ? 1 : 3;
+    const std::size_t used = row.kernel == kContext ? 4 : row.kernel == kReduce ? 2 : 3;
     for (std::size_t extra = 0; extra < row.extra.size(); ++extra) {
         const std::int32_t value = row.extra[extra];
         if (extra < used ? value <= 0 || value > kLargestBlock : value != 0) {
@@ -82,11 +82,15 @@ std::string name(Type type) {
     return type == Type::kFloat32 ? "float32" : type == Type::kFloat16 ? "float16" : "bfloat16";
 }
 
+std::int64_t bytes(Type type) {
+    return type == Type::kFloat32 ? 4 : 2;
+}
+
 std::string name(Layout layout) {
     return layout == Layout::kLinear ? "linear" : "channels_last";
 }
 
-std::vector<Image> read_images(const Variant& variant, const std::vector<std::int32_t>& table, const std::string& text) {
+std::vector<Image> read_images(const std::vector<std::int32_t>& table, const std::string& text) {
     require(!table.empty() && table.size() % kRow == 0, [&] {
         return "kernels_table has " + std::to_string(table.size()) + " numbers: rows of " + std::to_string(kRow) +
                " are wanted";
@@ -114,18 +118,18 @@ std::vector<Image> read_images(const Variant& variant, const std::vector<std::in
             check_source(made);
             return made;
         };
-        const bool complete =
-            rows.count(kContext) == 1 && rows.count(kFuse) == 1 && rows.count(kLogits) == (variant.global ? 1U : 0U);
-        require(complete,
-                [&, &key = key] { return "kernels_table: not the kernels of " + variant.name() + " in " + describe(key); });
+        require(rows.size() == kEntries.size(), [&, &key = key, &rows = rows] {
+            return "kernels_table: " + std::to_string(rows.size()) + " of the three kernels in " + describe(key);
+        });
         const Row& context = rows.at(kContext);
+        const Row& reduce = rows.at(kReduce);
         const Row& fuse = rows.at(kFuse);
         require(context.extra[3] == fuse.extra[2],
                 [&, &key = key] { return "kernels_table: two values of positions_multiple in " + describe(key); });
         images.push_back({static_cast<Type>(context.type), static_cast<Layout>(context.layout), context.capability,
-                          source(kContext), variant.global ? source(kLogits) : cuda::KernelSource{}, source(kFuse),
-                          Blocks{context.extra[0], context.extra[1], context.extra[2],
-                                 variant.global ? rows.at(kLogits).extra[0] : 0, fuse.extra[0], fuse.extra[1]},
+                          source(kContext), source(kReduce), source(kFuse),
+                          Blocks{context.extra[0], context.extra[1], context.extra[2], reduce.extra[0], reduce.extra[1],
+                                 fuse.extra[0], fuse.extra[1], bytes(static_cast<Type>(context.type))},
                           context.extra[3]});
     }
     return images;

@@ -45,7 +45,7 @@ class Fusion {
     Variant variant_;
     Image image_;
     std::shared_ptr<const cuda::Kernel> context_kernel_;
-    std::shared_ptr<const cuda::Kernel> logits_kernel_;
+    std::shared_ptr<const cuda::Kernel> reduce_kernel_;
     std::shared_ptr<const cuda::Kernel> fuse_kernel_;
 };
 

@@ -1,4 +1,4 @@
-// Grids and workspace of a fused call: the formulas of the contract with the kernels (docs/kernels.md), contract 1.
+// Grids and workspace of a fused call: the formulas of the contract with the kernels (docs/kernels.md), contract 2.
 #pragma once
 
 #include <cstddef>
@@ -23,9 +23,11 @@ struct Blocks {
     std::int64_t context_i = 0;
     std::int64_t context_p = 0;
     std::int64_t context_k = 0;
-    std::int64_t logits_c = 0;  // 0 without a global branch
+    std::int64_t reduce_c = 0;
+    std::int64_t reduce_e = 0;
     std::int64_t fuse_c = 0;
     std::int64_t fuse_p = 0;
+    std::int64_t element_bytes = 0;  // of a value of x
 };
 
 struct Geometry {
@@ -35,9 +37,10 @@ struct Geometry {
     std::int32_t rows;
     std::int32_t fuse_tiles;
     cuda::Grid context;
-    cuda::Grid logits;
+    cuda::Grid reduce;  // x is 0 where there is nothing to launch
     cuda::Grid fuse;
-    // The workspace: offsets and size in bytes.
+    // The workspace: offsets and size in bytes. Hidden values come first.
+    std::size_t inner_offset;
     std::size_t partial_offset;
     std::size_t logits_offset;
     std::size_t workspace_bytes;

@@ -15,6 +15,7 @@ enum class Type : std::int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 enum class Layout : std::int32_t { kLinear = 0, kChannelsLast = 1 };
 
 std::string name(Type type);
+std::int64_t bytes(Type type);
 std::string name(Layout layout);
 
 // All kernels of one call for a type, layout and capability.
@@ -23,15 +24,15 @@ struct Image {
     Layout layout;
     int capability;  // 80 is 8.0
     cuda::KernelSource context;
-    cuda::KernelSource logits;  // without PTX where there is no global branch
+    cuda::KernelSource reduce;
     cuda::KernelSource fuse;
     Blocks blocks;
     std::int64_t positions_multiple;  // what the number of positions must be a multiple of
 };
 
-// Reads `kernels_table` and `kernels_text` (contract 1) and checks every number of the one against the other and against
+// Reads `kernels_table` and `kernels_text` (contract 2) and checks every number of the one against the other and against
 // the PTX itself. Throws Error.
-std::vector<Image> read_images(const Variant& variant, const std::vector<std::int32_t>& table, const std::string& text);
+std::vector<Image> read_images(const std::vector<std::int32_t>& table, const std::string& text);
 
 // The image that a device of this capability runs. From 90 on PTX is for its own capability alone; below, for later ones too.
 // Throws Error if there is none.
