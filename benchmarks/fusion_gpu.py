@@ -10,7 +10,8 @@ copy rate measured here, or less where everything fits the L2 cache: then a shar
 is the largest difference from the same module in float64, over its largest output.
 
 Then whole networks, channels last, under the same torch.compile as they are and fused.
-``--write`` puts table, JSON and picture into docs/benchmarks. Without a GPU one sentence and exit code 4.
+``--write`` puts table, JSON and picture into docs/benchmarks, anew after every row: a run that is cut off goes on
+where it ended, on the same machine with the same versions. Without a GPU one sentence and exit code 4.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +208,30 @@ def picture(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
+def has(rows: Sequence[dict[str, Any]], **key: object) -> bool:
+    """Whether one of the rows is that of `key`."""
+    return any(all(row[name] == value for name, value in key.items()) for row in rows)
+
+
+def begun(document: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+    """`document` with the rows and the copy rate that an earlier run on the same machine with the same versions left."""
+    rows: dict[str, Any] = {"fusions": [], "networks": []}
+    if folder is not None and (folder / "fusion_gpu.json").exists():
+        kept = json.loads((folder / "fusion_gpu.json").read_text(encoding="utf-8"))
+        if all(kept.get(name) == document[name] for name in ("machine", "versions")):
+            rows = {name: kept[name] for name in ("fusions", "networks", "copy_rate")}
+    return {**document, **rows}
+
+
+def keep(document: dict[str, Any], folder: Path | None) -> None:
+    """Write what there is so far, and say that there is more."""
+    print(f"{len(document['fusions'])} fusions, {len(document['networks'])} networks", file=sys.stderr, flush=True)
+    if folder is not None:
+        (folder / "fusion_gpu.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        (folder / "fusion_gpu.md").write_text(table(document), encoding="utf-8")
+        (folder / "fusion_gpu.svg").write_text(picture(document["fusions"]), encoding="utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="the fused operator against PyTorch on this machine's GPU")
     parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
@@ -219,26 +245,23 @@ def main() -> int:
         return 4
     # TF32 would make fp32 another computation than ours.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    rate = copy_rate()
-    fusions = []
-    for r in given.r:
-        for dtype in given.dtypes:
-            for layout in given.layouts:
-                fusions += [fusion_row(shape, dtype, layout, r, rate) for shape in SHAPES]
-    wanted = [] if given.no_networks else [(name, batch) for name in NETWORKS for batch in BATCHES]
-    document = {
+    document: dict[str, Any] = {
         "machine": torch.cuda.get_device_name(),
-        "copy_rate": rate,
-        "fusions": fusions,
-        "networks": [network_row(name, batch, dtype) for name, batch in wanted for dtype in given.dtypes],
         "versions": {**versions(), "cuda": str(torch.version.cuda)},
         "command": " ".join(["python", "benchmarks/fusion_gpu.py", *sys.argv[1:]]),
     }
+    document = begun(document, DOCS if given.write else None)
+    document.setdefault("copy_rate", copy_rate())
+    for key in product(given.r, given.dtypes, given.layouts, SHAPES):
+        r, dtype, layout, shape = key
+        if not has(document["fusions"], r=r, dtype=dtype, layout=layout, shape=list(shape)):
+            document["fusions"].append(fusion_row(shape, dtype, layout, r, document["copy_rate"]))
+            keep(document, DOCS if given.write else None)
+    for name, batch, dtype in () if given.no_networks else product(NETWORKS, BATCHES, given.dtypes):
+        if not has(document["networks"], network=name, batch=batch, dtype=dtype):
+            document["networks"].append(network_row(name, batch, dtype))
+            keep(document, DOCS if given.write else None)
     print(table(document))
-    if given.write:
-        (DOCS / "fusion_gpu.md").write_text(table(document), encoding="utf-8")
-        (DOCS / "fusion_gpu.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        (DOCS / "fusion_gpu.svg").write_text(picture(fusions), encoding="utf-8")
     return 0
 
 

@@ -3,14 +3,20 @@
 The C++ launcher computes the same grids from the numbers that a model carries; docs/kernels.md states the
 formulas for both. Nothing here needs Triton or a GPU.
 
-How the table was found. By reasoning and by what ptxas reports, NOT by measuring: no GPU was at hand.
+How the table was found: by counting, NOT by timing, since no GPU was at hand. The compiled kernels were executed
+on a CPU (tests/plugins/stand_in.py), which counts instructions, sectors of memory and bank conflicts, and
+assembled, which gives registers; docs/benchmarks/kernel_counts.md has the result.
 
-* Both products are C x I x positions, and a tile of them re-reads weights and hidden values from the L2
-  cache. The wider a tile, the less of that: 64 x 128 where I/O is 16 bits and C is small, so that many
-  positions are to be expected.
+* Every product has positions first: each warp then has its own positions, and adds x and y up for itself alone.
+  With channels first the warps repeated each other's sums, three times the instructions at C = 2048.
+* A tile of positions re-reads weights and inner values from the L2 cache. The wider a tile, the less of that:
+  128 where I/O is 16 bits and C is small, so that many positions are to be expected.
 * Networks make C large where maps are small (7 x 7, 14 x 14). A tile never crosses images, and a map of 49
   positions wastes 23 % of 64 and 62 % of 128; hence 64, and fewer channels in a program of `aff_fuse`, so
   that a single image still gives tens of programs.
+* Of linear tensors whose rows are not multiples of 16 bytes, each thread holds many pointers and narrow loads:
+  half the channels at a time keep it at 150 to 190 registers instead of 250. So does a smaller tile where inner
+  values are read in several steps.
 * fp32 products are not done by tensor cores (``input_precision="ieee"``), and each thread holds operands in
   registers: smaller blocks, and 8 warps, since 4 spilt registers on sm_100.
 * Every entry was assembled by ptxas for sm_80 to sm_120: no register is spilt, and no kernel takes more
@@ -129,6 +135,10 @@ def choose_blocks(call: Call) -> Blocks:
         for width, most, layouts, blocks in _TABLE
         if width == bits and call.channels <= most and call.layout in layouts
     )
+    if bits == 16 and call.layout == "linear" and call.multiple < 8:
+        entry = replace(entry, context_k=16, fuse_c=16)
+    if bits == 16 and call.inter > entry.fuse_i:
+        entry = replace(entry, fuse_i=64, fuse_c=16)
     inner, span = _power(call.inter), _power(call.channels)
     fuse_c = min(entry.fuse_c, span)
     return Blocks(

@@ -6,9 +6,9 @@ expands them as before and does not look at the new attributes.
 Whether the plugin is worth it is decided by bytes moved, in units of T, the bytes of x. That rule is reasoned
 and NOT measured. The native form moves, with r = 4, 10.5 T: the sum (3), the pool (1), the first
 convolution (1), the values between the convolutions (2 I/C), the logits written and read (2), and the blend
-(3). The kernels read x and y twice and write once (5), keep the values between in fp32, and read the
-weights again for each tile; those come from the L2 cache, which is taken to be twice as fast as memory.
-So wide branches on small maps stay native: 2048 channels, 512 inner on 7 x 7 would cost 22 T; 128 inner, 9.2 T.
+(3). The kernels read x and y twice and write once (5), write and read the values between (2 I/C), and read
+the weights again for each tile; those come from the L2 cache, which is taken to be twice as fast as memory.
+So wide branches on small maps stay native: 2048 channels, 512 inner on 7 x 7 would cost 21 T; 128 inner, 9.0 T.
 """
 
 from __future__ import annotations
@@ -164,12 +164,12 @@ def bytes_natively(call: Call) -> float:
 def bytes_by_kernels(call: Call, positions: int | None) -> float:
     """Bytes that the kernels move, in units of x's; None positions stand for very many."""
     blocks, local = choose_blocks(call), "local" in call.branches
-    wide, width = call.context_channels / call.channels, 4 if call.dtype == "float32" else 2
+    wide = call.context_channels / call.channels
     context = 2.0 if call.context == "sum" else wide
-    hidden = 2.0 * call.inter / call.channels * 4 / width if local else 0.0
+    inner = 2.0 * call.inter / call.channels if local else 0.0
     tiles = [1.0 / p if positions is None else math.ceil(positions / p) / positions for p in (blocks.context_p, blocks.fuse_p)]
     weights = call.inter * (len(call.branches) * wide * tiles[0] + local * tiles[1])
-    return context + hidden + 2.0 + call.blend + L2_SHARE * weights
+    return context + inner + 2.0 + call.blend + L2_SHARE * weights
 
 
 def _write(node: NodeProto, call: Call, capabilities: Sequence[int], dtypes: Sequence[DType], cache: Path | None) -> None:

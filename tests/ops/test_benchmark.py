@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import torch
 
-from benchmarks.fusion_gpu import floors, picture, table
+from benchmarks.fusion_gpu import begun, floors, has, keep, picture, table
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,3 +39,17 @@ def test_page_and_picture() -> None:
     assert len({line.count("|") for line in page.splitlines() if line.startswith(("| 32", "| N C"))}) == 1
     drawn = ElementTree.fromstring(picture([row, row]))
     assert len(drawn.findall("{http://www.w3.org/2000/svg}rect")) == 6
+
+
+def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:
+    row = {"shape": [1, 64, 7, 7], "dtype": "float16", "layout": "linear", "r": 16, "ours_error": 1e-3}
+    row |= {"eager_us": 4.0, "compiled_us": 2.0, "ours_us": 1.0, **floors(6272, 1.0, 4e12)}
+    fresh = {"machine": "GPU", "versions": {"torch": "2"}, "command": "c"}
+    assert begun(fresh, tmp_path)["fusions"] == []
+    keep({**fresh, "copy_rate": 4e12, "fusions": [row], "networks": []}, tmp_path)
+    again = begun(fresh, tmp_path)
+    assert (again["fusions"], again["copy_rate"]) == ([row], 4e12)
+    assert has(again["fusions"], r=16, shape=[1, 64, 7, 7])
+    assert not has(again["fusions"], r=4, shape=[1, 64, 7, 7])
+    assert begun({**fresh, "machine": "another"}, tmp_path)["fusions"] == []
+    assert (tmp_path / "fusion_gpu.svg").exists()

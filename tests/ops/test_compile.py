@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from aff_deploy.errors import UsageError
-from aff_deploy.ops.compile import PTX_VERSIONS, KernelImage, compile_call, parameters
+from aff_deploy.ops.compile import PTX_VERSIONS, compile_call, parameters
 from aff_deploy.ops.launch import KERNELS, Call, choose_blocks, constants
+from tests.ops.assembling import assembled
 
 pytest.importorskip("triton", reason="the kernels need triton: Linux, Python 3.11 or later")
 
@@ -28,28 +29,6 @@ SMALL = Call(24, 5, 24, "float16")
 def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFF_DEPLOY_CACHE", str(tmp_path / "ours"))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
-
-
-def assembled(image: KernelImage, folder: Path) -> tuple[int, int, int]:
-    """Registers of a thread, bytes spilt, and bytes of static shared memory, as ptxas reports them."""
-    import triton
-
-    path = folder / "kernel.ptx"
-    path.write_text(image.ptx, encoding="ascii")
-    target = re.search(r"^\.target (\w+)", image.ptx, re.MULTILINE)
-    assert target is not None
-    tool = "ptxas-blackwell" if image.capability >= 100 else "ptxas"
-    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
-    command = [ptxas, "-v", f"-arch={target[1]}", path, "-o", folder / "kernel.cubin"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    registers = re.search(r"Used (\d+) registers", done.stderr)
-    stores, loads = re.search(r"(\d+) bytes spill stores", done.stderr), re.search(r"(\d+) bytes spill loads", done.stderr)
-    assert registers is not None
-    assert stores is not None
-    assert loads is not None
-    static = re.search(r"(\d+) bytes smem", done.stderr)
-    return int(registers[1]), int(stores[1]) + int(loads[1]), int(static[1]) if static else 0
 
 
 def assert_fits(call: Call, capability: int, folder: Path) -> None:
@@ -81,7 +60,7 @@ def test_assembled_without_spills(capability: int, call: Call, tmp_path: Path) -
 EVERY = [
     Call(channels, inter, channels, dtype, layout, multiple=multiple)  # type: ignore[arg-type]
     for dtype in ("float32", "float16", "bfloat16")
-    for channels, inter in ((100, 7), (256, 64), (1024, 64), (2048, 512))
+    for channels, inter in ((100, 7), (256, 64), (512, 128), (1024, 64), (2048, 128), (2048, 512))
     # bfloat16 has the blocks of float16.
     if dtype != "bfloat16" or channels == 256
     for layout, multiple in (("linear", 1), ("linear", 16), ("channels_last", 1))

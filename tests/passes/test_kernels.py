@@ -55,7 +55,7 @@ def test_a_call_carries_every_image_of_its_type(cache: Path) -> None:
     assert len(found.plugin) == 1
     assert found.native == ()
     said = call_of(found.model)
-    expected = {"kernels_contract": 1, "kernels_branches": 3, "kernels_blend": 1, "context_channels": 8, "channels": 8}
+    expected = {"kernels_contract": 2, "kernels_branches": 3, "kernels_blend": 1, "context_channels": 8, "channels": 8}
     expected |= {"inter_channels": 3, "plugin_namespace": "aff_deploy", "plugin_version": "1"}
     assert {name: said.get(name) for name in expected} == expected
     text = said["kernels_text"]
@@ -75,8 +75,6 @@ def test_a_call_carries_every_image_of_its_type(cache: Path) -> None:
         for layout, found_images in enumerate(images.values())
         for image in found_images
     }
-    # The logits of both layouts are one text.
-    assert len(text) < sum(len(image.ptx) for found_images in images.values() for image in found_images)
 
 
 @pytest.mark.parametrize("dims", ["N,8,5,6", "N,8,H,W"])
@@ -168,8 +166,8 @@ def test_unknown_capability(cache: Path) -> None:
 def test_the_rule() -> None:
     """The numbers that docs/kernels.md and the module's docstring give."""
     paper = Call(2048, 128, 2048, "float16")
-    assert (round(bytes_by_kernels(paper, 49), 1), round(bytes_natively(paper), 1)) == (9.2, 10.1)
+    assert (round(bytes_by_kernels(paper, 49), 1), round(bytes_natively(paper), 1)) == (9.0, 10.1)
     wide = Call(2048, 512, 2048, "float16")
-    assert (round(bytes_by_kernels(wide, 49), 1), round(bytes_natively(wide), 1)) == (21.7, 10.5)
+    assert (round(bytes_by_kernels(wide, 49), 1), round(bytes_natively(wide), 1)) == (21.2, 10.5)
     large = Call(256, 64, 256, "float16")
-    assert (round(bytes_by_kernels(large, 3136), 1), round(bytes_natively(large), 1)) == (6.8, 10.5)
+    assert (round(bytes_by_kernels(large, 3136), 1), round(bytes_natively(large), 1)) == (6.3, 10.5)
