@@ -38,7 +38,9 @@ H100 = {"bytes_per_second": 3.35e12, "warp_instructions_per_second": 132 * 4 * 1
 """HBM3 bandwidth; multiprocessors x schedulers x boost clock."""
 
 
-def row(device: StandIn, shape: tuple[int, ...], dtype: str, layout: str, r: int, capability: int, folder: Path) -> dict[str, Any]:
+def row(
+    device: StandIn, shape: tuple[int, ...], dtype: str, layout: str, r: int, capability: int, folder: Path
+) -> dict[str, Any]:
     """One line of the table."""
     images, channels, *spatial = shape
     case = Case(
@@ -75,10 +77,10 @@ def table(document: dict[str, Any]) -> str:
     lines = [
         "# What the compiled kernels do, counted",
         "",
-        "No GPU was at hand: the kernels' PTX was executed on a CPU, and every access to memory checked and counted on the way.",
+        "No GPU was at hand: the kernels' PTX was executed on a CPU, and every access to memory checked and counted.",
         "`benchmarks/kernel_counts.py` says what the columns are. None is a time.",
         "",
-        "| N C H W | type | layout | r | L2 | x, y, out | instructions: context + reduce + fuse | issue | conflicts | registers |",
+        "| N C H W | type | layout | r | L2 | x, y, out | instructions of each kernel | issue | conflicts | registers |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for found in document["rows"]:

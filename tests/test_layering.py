@@ -34,7 +34,7 @@ FREE = ("__init__.py", "__main__.py")
 # Where a package may be imported at run time.
 HOMES = {
     "torch": ("nets/", "export/", "runtimes/pytorch.py", "runtimes/cuda.py", "ops/torch_op.py", "ops/modules.py"),
-    "triton": ("ops/kernels.py", "ops/compile.py"),
+    "triton": ("ops/kernels.py", "ops/tiles.py", "ops/compile.py"),
     "onnxscript": ("export/",),
     "onnxruntime": ("runtimes/onnxruntime.py", "precision/"),
     "PIL": ("precision/images.py",),

@@ -169,8 +169,8 @@ def _compiler() -> tuple[str, str]:
         raise MissingDependency("compiling kernels needs triton", extra="kernels") from None
     if triton.knobs.runtime.interpret:
         raise UsageError("kernels cannot be compiled while they are interpreted", fix="unset TRITON_INTERPRET")
-    source = Path(__file__).with_name("kernels.py").read_bytes()
-    return triton.__version__, hashlib.sha256(source).hexdigest()
+    source = [Path(__file__).with_name(name).read_bytes() for name in ("kernels.py", "tiles.py")]
+    return triton.__version__, hashlib.sha256(b"".join(source)).hexdigest()
 
 
 def _compiled(

@@ -23,103 +23,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# The interpreter of Triton 3.9 multiplies matrices of the bits of bfloat16, not of its numbers.
-_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-
-
-@triton.jit
-def _product(value, weight, total):
-    """The sum of `total` and value . weight, accumulated in fp32."""
-    if _INTERPRETED:
-        value = value.to(tl.float32)
-        weight = weight.to(tl.float32)
-    return tl.dot(value, weight, total, input_precision="ieee")
-
-
-@triton.jit
-def _sigmoid(t):
-    return 1.0 / (1.0 + tl.exp(-t))
-
-
-@triton.jit
-def _clamped(t, LEAST: tl.constexpr, MOST: tl.constexpr):
-    """NaN stays NaN."""
-    above = tl.maximum(t, LEAST, propagate_nan=tl.PropagateNan.ALL)
-    return tl.minimum(above, MOST, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _activated(t, ACTIVATION: tl.constexpr):
-    return t * _sigmoid(t) if ACTIVATION == "Silu" else tl.maximum(t, 0.0, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _gated(z, GATE: tl.constexpr):
-    return _clamped(z * (1.0 / 6.0) + 0.5, 0.0, 1.0) if GATE == "HardSigmoid" else _sigmoid(z)
-
-
-@triton.jit
-def _narrowed(t, like):
-    """In the I/O type; in fp16 what is too large becomes the largest number, since infinity times 0 is NaN."""
-    if like.dtype.element_ty == tl.float16:
-        t = _clamped(t, -65504.0, 65504.0)
-    return t.to(like.dtype.element_ty)
-
-
-@triton.jit
-def _tile(
-    tensor,
-    n,
-    first,
-    start,
-    positions,
-    CHANNELS: tl.constexpr,
-    LINEAR: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
-    """Pointers to positions start... x channels first... of image n, and which of them exist."""
-    c = tl.arange(0, BLOCK_C)[None, :]
-    p = tl.arange(0, BLOCK_P)[:, None]
-    if LINEAR:
-        base = (n * CHANNELS + first) * positions + start
-        offsets = c * positions + p
-    else:
-        base = (n * positions + start) * CHANNELS + first
-        offsets = p * CHANNELS + c
-    return tensor + base + offsets, (first + c < CHANNELS) & (start + p < positions)
-
-
-@triton.jit
-def _read(
-    tensor,
-    n,
-    first,
-    start,
-    positions,
-    CHANNELS: tl.constexpr,
-    LINEAR: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
-    pointers, inside = _tile(tensor, n, first, start, positions, CHANNELS, LINEAR, BLOCK_C, BLOCK_P)
-    return tl.load(pointers, mask=inside, other=0.0)
-
-
-@triton.jit
-def _weights(weight, first_out, first_in, OUT: tl.constexpr, IN: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr):
-    """A tile of an OUT x IN matrix, transposed: BLOCK_IN x BLOCK_OUT."""
-    o = first_out + tl.arange(0, BLOCK_OUT)[None, :]
-    i = first_in + tl.arange(0, BLOCK_IN)[:, None]
-    return tl.load(weight + o * IN + i, mask=(o < OUT) & (i < IN), other=0.0)
-
-
-@triton.jit
-def _sum(left, right, like):
-    """Rounded once: half-precision numbers are added in their own type, in bfloat16 by way of fp32 where there is no such sum."""
-    if like.dtype.element_ty == tl.float16:
-        return _narrowed(left + right, like)
-    return (left.to(tl.float32) + right.to(tl.float32)).to(like.dtype.element_ty)
+from aff_deploy.ops.tiles import activated, gated, narrowed, product, read_tile, read_weights, sum_of, tile_of
 
 
 @triton.jit
@@ -167,28 +71,28 @@ def aff_context(
     pooled = tl.zeros((BLOCK_P, BLOCK_I), dtype=tl.float32)
     for first in range(split * chunk, tl.minimum(split * chunk + chunk, CONTEXT_CHANNELS), BLOCK_K):
         if CONTEXT == "explicit":
-            context = _read(a, n, first, start, positions, CONTEXT_CHANNELS, LINEAR, BLOCK_K, BLOCK_P)
+            context = read_tile(a, n, first, start, positions, CONTEXT_CHANNELS, LINEAR, BLOCK_K, BLOCK_P)
         elif CONTEXT == "concat":
             # Channels below C are x's, the others y's; of the other tensor nothing is read.
-            context = _read(x, n, first, start, positions, CHANNELS, LINEAR, BLOCK_K, BLOCK_P)
-            pointers, inside = _tile(y, n, first - CHANNELS, start, positions, CHANNELS, LINEAR, BLOCK_K, BLOCK_P)
+            context = read_tile(x, n, first, start, positions, CHANNELS, LINEAR, BLOCK_K, BLOCK_P)
+            pointers, inside = tile_of(y, n, first - CHANNELS, start, positions, CHANNELS, LINEAR, BLOCK_K, BLOCK_P)
             others = (first + tl.arange(0, BLOCK_K) >= CHANNELS)[None, :]
             context = tl.where(others, tl.load(pointers, mask=inside & others, other=0.0), context)
         else:
-            context = _read(x, n, first, start, positions, CHANNELS, LINEAR, BLOCK_K, BLOCK_P)
+            context = read_tile(x, n, first, start, positions, CHANNELS, LINEAR, BLOCK_K, BLOCK_P)
             if CONTEXT == "sum":
-                context = _sum(context, _read(y, n, first, start, positions, CHANNELS, LINEAR, BLOCK_K, BLOCK_P), x)
+                context = sum_of(context, read_tile(y, n, first, start, positions, CHANNELS, LINEAR, BLOCK_K, BLOCK_P), x)
         if LOCAL:
-            local = _product(context, _weights(w1, first_i, first, INTER, CONTEXT_CHANNELS, BLOCK_I, BLOCK_K), local)
+            local = product(context, read_weights(w1, first_i, first, INTER, CONTEXT_CHANNELS, BLOCK_I, BLOCK_K), local)
         if GLOBAL:
-            pooled = _product(context, _weights(v1, first_i, first, INTER, CONTEXT_CHANNELS, BLOCK_I, BLOCK_K), pooled)
+            pooled = product(context, read_weights(v1, first_i, first, INTER, CONTEXT_CHANNELS, BLOCK_I, BLOCK_K), pooled)
     if LOCAL:
         if splits == 1:
             bias = tl.load(b1 + i, mask=i < INTER, other=0.0).to(tl.float32)
-            wholes, inside = _tile(inner, n, first_i, start, positions, INTER, LINEAR, BLOCK_I, BLOCK_P)
-            tl.store(wholes, _narrowed(_activated(local + bias[None, :], ACTIVATION), x), mask=inside)
+            wholes, inside = tile_of(inner, n, first_i, start, positions, INTER, LINEAR, BLOCK_I, BLOCK_P)
+            tl.store(wholes, narrowed(activated(local + bias[None, :], ACTIVATION), x), mask=inside)
         else:
-            parts, inside = _tile(hidden, split * images + n, first_i, start, positions, INTER, LINEAR, BLOCK_I, BLOCK_P)
+            parts, inside = tile_of(hidden, split * images + n, first_i, start, positions, INTER, LINEAR, BLOCK_I, BLOCK_P)
             tl.store(parts, local, mask=inside)
     if GLOBAL:
         # Positions beyond the last hold zeros.
@@ -216,8 +120,8 @@ def _logits(
             there = (row + r < rows)[:, None] & (i < INTER)[None, :]
             added += tl.load(partial + (n * rows + row) * INTER + r[:, None] * INTER + i[None, :], mask=there, other=0.0)
         mean = tl.sum(added, axis=0) / positions
-        inner = _activated(mean + tl.load(c1 + i, mask=i < INTER, other=0.0).to(tl.float32), ACTIVATION)
-        products += _weights(v2, first_c, first_i, CHANNELS, INTER, BLOCK_C, BLOCK_I).to(tl.float32) * inner[:, None]
+        inner = activated(mean + tl.load(c1 + i, mask=i < INTER, other=0.0).to(tl.float32), ACTIVATION)
+        products += read_weights(v2, first_c, first_i, CHANNELS, INTER, BLOCK_C, BLOCK_I).to(tl.float32) * inner[:, None]
     z = tl.sum(products, axis=0) + tl.load(c2 + c, mask=c < CHANNELS, other=0.0).to(tl.float32)
     tl.store(logits + n * CHANNELS + c, z, mask=c < CHANNELS)
 
@@ -237,7 +141,7 @@ def _inner(
         added += tl.load(hidden + (split + s)[:, None] * size + e[None, :], mask=there, other=0.0)
     i = e // positions % INTER if LINEAR else e % INTER
     t = tl.sum(added, axis=0) + tl.load(b1 + i, mask=e < size, other=0.0).to(tl.float32)
-    tl.store(inner + e, _narrowed(_activated(t, ACTIVATION), inner), mask=e < size)
+    tl.store(inner + e, narrowed(activated(t, ACTIVATION), inner), mask=e < size)
 
 
 @triton.jit
@@ -268,14 +172,11 @@ def aff_reduce(
 ):
     # The logits' programs come first: each takes longer.
     program = tl.program_id(0)
-    first = 0
-    if GLOBAL:
-        first = images * ((CHANNELS + BLOCK_C - 1) // BLOCK_C)
-        if program < first:
-            _logits(program, partial, c1, v2, c2, logits, positions, rows, CHANNELS, INTER, ACTIVATION, BLOCK_C, BLOCK_I, BLOCK_R)
-    if LOCAL:
-        if program >= first:
-            _inner(program - first, hidden, b1, inner, images, positions, splits, INTER, ACTIVATION, LINEAR, BLOCK_S, BLOCK_E)
+    first = images * ((CHANNELS + BLOCK_C - 1) // BLOCK_C) if GLOBAL else 0
+    if GLOBAL and program < first:
+        _logits(program, partial, c1, v2, c2, logits, positions, rows, CHANNELS, INTER, ACTIVATION, BLOCK_C, BLOCK_I, BLOCK_R)
+    if LOCAL and program >= first:
+        _inner(program - first, hidden, b1, inner, images, positions, splits, INTER, ACTIVATION, LINEAR, BLOCK_S, BLOCK_E)
 
 
 @triton.jit
@@ -312,29 +213,29 @@ def aff_fuse(
     start = rest % tiles * BLOCK_P
     n = (rest // tiles).to(tl.int64)
     if LOCAL and INTER <= BLOCK_I:
-        whole = _read(inner, n, 0, start, positions, INTER, LINEAR, BLOCK_I, BLOCK_P)
+        whole = read_tile(inner, n, 0, start, positions, INTER, LINEAR, BLOCK_I, BLOCK_P)
     for first in range(span, span + SPAN_C, BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)
         here = c < CHANNELS
         # Asked for before the product, so that they arrive while it is computed.
-        x_tile = _read(x, n, first, start, positions, CHANNELS, LINEAR, BLOCK_C, BLOCK_P)
+        x_tile = read_tile(x, n, first, start, positions, CHANNELS, LINEAR, BLOCK_C, BLOCK_P)
         if BLEND:
-            y_tile = _read(y, n, first, start, positions, CHANNELS, LINEAR, BLOCK_C, BLOCK_P)
+            y_tile = read_tile(y, n, first, start, positions, CHANNELS, LINEAR, BLOCK_C, BLOCK_P)
         z = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
         if LOCAL:
             if INTER <= BLOCK_I:
-                z = _product(whole, _weights(w2, first, 0, CHANNELS, INTER, BLOCK_C, BLOCK_I), z)
+                z = product(whole, read_weights(w2, first, 0, CHANNELS, INTER, BLOCK_C, BLOCK_I), z)
             else:
                 for first_i in range(0, INTER, BLOCK_I):
-                    part = _read(inner, n, first_i, start, positions, INTER, LINEAR, BLOCK_I, BLOCK_P)
-                    z = _product(part, _weights(w2, first, first_i, CHANNELS, INTER, BLOCK_C, BLOCK_I), z)
+                    part = read_tile(inner, n, first_i, start, positions, INTER, LINEAR, BLOCK_I, BLOCK_P)
+                    z = product(part, read_weights(w2, first, first_i, CHANNELS, INTER, BLOCK_C, BLOCK_I), z)
             z += tl.load(b2 + c, mask=here, other=0.0).to(tl.float32)[None, :]
         if GLOBAL:
             z += tl.load(logits + n * CHANNELS + c, mask=here, other=0.0)[None, :]
-        w = _gated(z, GATE)
+        w = gated(z, GATE)
         value = x_tile.to(tl.float32) * w
         if BLEND:
             # Not y + w (x - y): the convex form cannot overflow where x and y do not.
             value += y_tile.to(tl.float32) * (1.0 - w)
-        pointers, inside = _tile(out, n, first, start, positions, CHANNELS, LINEAR, BLOCK_C, BLOCK_P)
+        pointers, inside = tile_of(out, n, first, start, positions, CHANNELS, LINEAR, BLOCK_C, BLOCK_P)
         tl.store(pointers, (value * scale).to(out.dtype.element_ty), mask=inside)

@@ -81,6 +81,7 @@ class Call:
     gate: Gate = "Sigmoid"
     multiple: int = 1
 
+
 @dataclass(frozen=True)
 class Blocks:
     """Block sizes of the kernels, and the warps of each; ``_i`` inner channels, ``_p`` positions, ``_k`` channels of a."""
@@ -131,9 +132,7 @@ def choose_blocks(call: Call) -> Blocks:
     """The table's entry for a call, cut down to what its sizes can fill (powers of two, at least 16)."""
     bits = 32 if call.dtype == "float32" else 16
     entry = next(
-        blocks
-        for width, most, layouts, blocks in _TABLE
-        if width == bits and call.channels <= most and call.layout in layouts
+        blocks for width, most, layouts, blocks in _TABLE if width == bits and call.channels <= most and call.layout in layouts
     )
     if bits == 16 and call.layout == "linear" and call.multiple < 8:
         entry = replace(entry, context_k=16, fuse_c=16)

@@ -36,8 +36,8 @@ void print(const Image& image, const Variant& variant, const Sizes& sizes) {
     const Geometry g = geometry(variant, sizes, image.blocks);
     std::cout << name(image.type) << ' ' << name(image.layout) << ' ' << image.capability << ' ' << image.positions_multiple
               << ' ' << g.context_tiles << ' ' << g.splits << ' ' << g.chunk << ' ' << g.rows << ' ' << g.fuse_tiles << ' '
-              << g.context.x << ' ' << g.reduce.x << ' ' << g.fuse.x << ' ' << g.inner_offset << ' ' << g.partial_offset << ' ' << g.logits_offset << ' '
-              << g.workspace_bytes << ' ' << workspace_bound(variant, sizes, image.blocks) << '\n';
+              << g.context.x << ' ' << g.reduce.x << ' ' << g.fuse.x << ' ' << g.inner_offset << ' ' << g.partial_offset << ' '
+              << g.logits_offset << ' ' << g.workspace_bytes << ' ' << workspace_bound(variant, sizes, image.blocks) << '\n';
 }
 
 }  // namespace

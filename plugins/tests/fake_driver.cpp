@@ -44,7 +44,8 @@ bool read_constants(const std::string& ptx, fake_kernels::Constants& k) {
         const std::map<std::string, int*> numbers{
             {"dtype", &k.dtype},     {"channels", &k.channels}, {"context_channels", &k.context_channels},
             {"inter", &k.inter},     {"block_i", &k.block_i},   {"block_p", &k.block_p},
-            {"block_k", &k.block_k}, {"block_c", &k.block_c},   {"block_e", &k.block_e}, {"span_c", &k.span_c}};
+            {"block_k", &k.block_k}, {"block_c", &k.block_c},   {"block_e", &k.block_e},
+            {"span_c", &k.span_c}};
         if (flags.count(name) != 0) {
             *flags.at(name) = value != 0;
         } else if (numbers.count(name) != 0) {

@@ -60,7 +60,8 @@ inline void add(Kernels& kernels, const Variant& variant, const Sizes& sizes, co
             << " hard=" << variant.hard_sigmoid << " local=" << variant.local << " global=" << variant.global
             << " channels=" << sizes.channels << " context_channels=" << sizes.context_channels << " inter=" << sizes.inter
             << " block_i=" << b.block_i << " block_p=" << block_p << " block_k=" << b.block_k << " block_c=" << b.block_c
-            << " block_e=" << b.block_e << " span_c=" << b.span_c << "\n.version 8.0\n.target sm_" << carried.capability << "\n.address_size 64\n"
+            << " block_e=" << b.block_e << " span_c=" << b.span_c << "\n.version 8.0\n.target sm_" << carried.capability
+            << "\n.address_size 64\n"
             << entry_text;
         extra.resize(4);
         const auto offset = static_cast<std::int32_t>(kernels.text.size());

@@ -143,7 +143,5 @@ def error_of(case: Case, inputs: dict[str, torch.Tensor], out: torch.Tensor) -> 
     named = dict(inputs)
     if case.context == "concat":
         named["a"] = torch.cat([inputs["x"], inputs["y"]], 1)
-    expected = attentional_fusion(
-        variant, {name: tensor.double().numpy() for name, tensor in named.items()}, scale=case.scale
-    )
+    expected = attentional_fusion(variant, {name: tensor.double().numpy() for name, tensor in named.items()}, scale=case.scale)
     return float(np.max(np.abs(out.double().numpy() - expected)) / np.max(np.abs(expected)))

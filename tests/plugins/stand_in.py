@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,6 +67,7 @@ class StandIn:
     def __init__(self, library: Path) -> None:
         self._library = ctypes.CDLL(str(library))
         self._library.stand_in_fault.restype = ctypes.c_char_p
+        self._loaded: dict[KernelImage, ctypes.c_void_p] = {}
         context = ctypes.c_void_p()
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)
         self._call("cuCtxSetCurrent", context)
@@ -106,8 +106,9 @@ class StandIn:
         self._library.stand_in_traffic(pointer, counts)
         return Sectors(*counts)
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019: a device lives as long as its tests
     def _function(self, image: KernelImage) -> ctypes.c_void_p:
+        if image in self._loaded:
+            return self._loaded[image]
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
         log = ctypes.create_string_buffer(8192)
         options = (ctypes.c_int * 2)(5, 6)
@@ -117,6 +118,7 @@ class StandIn:
         self._call("cuModuleGetFunction", ctypes.byref(function), module, image.kernel.encode())
         if image.shared > 48 * 1024:
             self._call("cuFuncSetAttribute", function, _ATTRIBUTE_DYNAMIC_SHARED, image.shared)
+        self._loaded[image] = function
         return function
 
     def launch(self, image: KernelImage, grid: int, arguments: Sequence[ctypes._SimpleCData[object]]) -> Counts:
@@ -188,11 +190,7 @@ def run_call(
         numbers = {"images": x.shape[0], "positions": positions, "tiles": tiles, "splits": plan.splits}
         numbers |= {"chunk": plan.chunk, "rows": plan.rows}
         arguments = [
-            ctypes.c_int32(numbers[name])
-            if name in _NUMBERS
-            else ctypes.c_float(scale)
-            if name == "scale"
-            else pointers[name]
+            ctypes.c_int32(numbers[name]) if name in _NUMBERS else ctypes.c_float(scale) if name == "scale" else pointers[name]
             for name in parameters(image.kernel)
         ]
         # Triton's own two.

@@ -13,7 +13,7 @@ from aff_deploy.ops.launch import DTYPES, choose_blocks
 from tests.ops.kernel_cases import CASES, SLOW_CASES, TOLERANCES, Case, error_of, inputs_of
 from tests.plugins.stand_in import DriverError, Run, StandIn, run_call
 
-# What every family of instructions is tried on where not all cases are: products of one and of several blocks, tails, both layouts.
+# Where not all cases are tried: products of one and of several blocks, tails, both layouts.
 SOME = tuple(case for case in CASES if case.blocks is None and case.inter in (16, 20, 65, 130))
 
 

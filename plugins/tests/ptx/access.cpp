@@ -25,9 +25,12 @@ void copy(Warp& warp, const Instruction& instruction, std::uint32_t active, Bloc
         if ((active >> lane & 1U) == 0) {
             continue;
         }
-        Copy made{address_of(warp, operands[0], lane, true), warp.index * kLanes + lane,
-                  static_cast<std::uint32_t>(warp.columns[operands[2].column][lane]), {}};
-        const auto given = operands.size() == 4 ? static_cast<std::uint32_t>(warp.columns[operands[3].column][lane]) : made.bytes;
+        Copy made{address_of(warp, operands[0], lane, true),
+                  warp.index * kLanes + lane,
+                  static_cast<std::uint32_t>(warp.columns[operands[2].column][lane]),
+                  {}};
+        const auto given =
+            operands.size() == 4 ? static_cast<std::uint32_t>(warp.columns[operands[3].column][lane]) : made.bytes;
         if ((made.bytes != 4 && made.bytes != 8 && made.bytes != 16) || (given != 0 && given != made.bytes)) {
             throw Fault("an asynchronous copy of a size that the stand-in does not know");
         }
@@ -90,8 +93,8 @@ void execute_access(Warp& warp, const Instruction& instruction, std::uint32_t ac
         const std::uint32_t thread = warp.index * kLanes + lane;
         std::uint8_t data[16];
         if (!store) {
-            std::memcpy(data,
-                        shared ? block.shared.read(where, bytes, thread) : block.memory.read(where, bytes, block.number), bytes);
+            std::memcpy(data, shared ? block.shared.read(where, bytes, thread) : block.memory.read(where, bytes, block.number),
+                        bytes);
         }
         for (std::size_t index = 0; index < parts; ++index) {
             std::uint64_t& value = warp.columns[values[index].column][lane];

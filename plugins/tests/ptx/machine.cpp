@@ -96,7 +96,8 @@ void run_warp(Warp& warp, const Program& program, Block& block) {
         try {
             step(warp, instruction, block);
         } catch (const Fault& fault) {
-            throw Fault("line " + std::to_string(instruction.line) + ", warp " + std::to_string(warp.index) + ": " + fault.what());
+            throw Fault("line " + std::to_string(instruction.line) + ", warp " + std::to_string(warp.index) + ": " +
+                        fault.what());
         }
     }
 }

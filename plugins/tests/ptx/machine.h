@@ -1,8 +1,8 @@
-// A machine that executes PTX on the CPU, thread by thread as a GPU would: what Triton's compiler made of the kernels is run as it
-// is, with every access to memory checked.
+// A machine that executes PTX on the CPU, thread by thread as a GPU would: what Triton's compiler made of the kernels is run as
+// it is, with every access to memory checked.
 //
-// What it is not: a GPU's timing, its rounding of transcendental functions (the CPU's are better) and of the sums in a product of
-// matrices (in fp32, in order), and its races between blocks beyond those that memory.h sees.
+// What it is not: a GPU's timing, its rounding of transcendental functions (the CPU's are better) and of the sums in a product
+// of matrices (in fp32, in order), and its races between blocks beyond those that memory.h sees.
 #pragma once
 
 #include <array>
@@ -26,8 +26,8 @@ struct Launch {
 // What was executed, in instructions of a warp.
 struct Counts {
     std::uint64_t instructions = 0;
-    std::uint64_t products = 0;           // of matrices, among them
-    std::uint64_t shared_turns = 0;       // passes through the banks of shared memory that its accesses took
+    std::uint64_t products = 0;            // of matrices, among them
+    std::uint64_t shared_turns = 0;        // passes through the banks of shared memory that its accesses took
     std::uint64_t shared_turns_least = 0;  // that they would take without a conflict
 };
 
@@ -60,7 +60,8 @@ struct Block {
     Counts& counts;
 };
 
-// One instruction of one kind, for the lanes of a mask. Throw Fault; `execute_lanes` is false for an instruction of another kind.
+// One instruction of one kind, for the lanes of a mask. Throw Fault; `execute_lanes` is false for an instruction of another
+// kind.
 bool execute_lanes(Warp& warp, const Instruction& instruction, std::uint32_t active);
 void execute_access(Warp& warp, const Instruction& instruction, std::uint32_t active, Block& block);
 void execute_matrices(Warp& warp, const Instruction& instruction, Block& block);

@@ -1,5 +1,5 @@
-// What the lanes of a warp do together with matrices: ldmatrix, stmatrix, mma and wgmma. Fragment layouts are those of the PTX ISA,
-// "Matrix Fragments for mma.m16n8k16" and "Asynchronous Warpgroup Level Matrix Operations".
+// What the lanes of a warp do together with matrices: ldmatrix, stmatrix, mma and wgmma. Fragment layouts are those of the PTX
+// ISA, "Matrix Fragments for mma.m16n8k16" and "Asynchronous Warpgroup Level Matrix Operations".
 #include <cstring>
 
 #include "half.h"

@@ -124,8 +124,9 @@ const std::uint8_t* SharedMemory::read(std::uint64_t address, std::size_t bytes,
     for (std::size_t index = 0; index < bytes; ++index) {
         Shadow& shadow = shadow_[address + index];
         if (!shadow.written || shadow.copying) {
-            refuse(shadow.copying ? "read of shared memory that a copy is still writing" : "read of shared memory never written",
-                   address, bytes);
+            refuse(
+                shadow.copying ? "read of shared memory that a copy is still writing" : "read of shared memory never written",
+                address, bytes);
         }
         const bool ordered = shadow.write_epoch != epoch_ || shadow.writer == thread ||
                              (shadow.writer / 32 == warp && shadow.write_turn != turn(thread));

@@ -34,8 +34,8 @@ class DeviceMemory {
     // The host wrote: such bytes may be read from now on.
     void fill(void* address, const void* from, std::size_t bytes);
 
-    // Blocks of a launch get numbers from the result on. What another block of the same launch wrote must not be touched: nothing
-    // says which of the two comes first.
+    // Blocks of a launch get numbers from the result on. What another block of the same launch wrote must not be touched:
+    // nothing says which of the two comes first.
     std::uint32_t begin_launch(std::uint32_t blocks);
 
     // Throw Fault. `block` is the accessing block's number.

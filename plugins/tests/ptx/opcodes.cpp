@@ -13,10 +13,10 @@ struct Kind {
 };
 
 constexpr Kind kKinds[] = {
-    {"pred", Type::kPred, 1},   {"b16", Type::kB16, 2},     {"u16", Type::kU16, 2},       {"s16", Type::kS16, 2},
-    {"b32", Type::kB32, 4},     {"u32", Type::kU32, 4},     {"s32", Type::kS32, 4},       {"b64", Type::kB64, 8},
-    {"u64", Type::kU64, 8},     {"s64", Type::kS64, 8},     {"f16", Type::kF16, 2},       {"bf16", Type::kBf16, 2},
-    {"f32", Type::kF32, 4},     {"f16x2", Type::kF16x2, 4}, {"bf16x2", Type::kBf16x2, 4}, {"f32x2", Type::kF32x2, 8},
+    {"pred", Type::kPred, 1}, {"b16", Type::kB16, 2},     {"u16", Type::kU16, 2},       {"s16", Type::kS16, 2},
+    {"b32", Type::kB32, 4},   {"u32", Type::kU32, 4},     {"s32", Type::kS32, 4},       {"b64", Type::kB64, 8},
+    {"u64", Type::kU64, 8},   {"s64", Type::kS64, 8},     {"f16", Type::kF16, 2},       {"bf16", Type::kBf16, 2},
+    {"f32", Type::kF32, 4},   {"f16x2", Type::kF16x2, 4}, {"bf16x2", Type::kBf16x2, 4}, {"f32x2", Type::kF32x2, 8},
 };
 
 Type type_named(const std::string& name) {
@@ -72,9 +72,9 @@ const Table& typed() {
             {"mma.sync.aligned.m16n8k16.row.col.f32.f16.f16", {Op::kMatrixProduct, Type::kNone, Type::kF16}},
             {"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16", {Op::kMatrixProduct, Type::kNone, Type::kBf16}},
         };
-        const std::map<std::string, Comparison> comparisons{
-            {"eq", Comparison::kEqual},     {"ne", Comparison::kUnequal}, {"lt", Comparison::kLess},
-            {"le", Comparison::kLessEqual}, {"gt", Comparison::kGreater}, {"ge", Comparison::kGreaterEqual}};
+        const std::map<std::string, Comparison> comparisons{{"eq", Comparison::kEqual},   {"ne", Comparison::kUnequal},
+                                                            {"lt", Comparison::kLess},    {"le", Comparison::kLessEqual},
+                                                            {"gt", Comparison::kGreater}, {"ge", Comparison::kGreaterEqual}};
         for (const auto& [name, comparison] : comparisons) {
             made["setp." + name] = {Op::kCompare, Type::kNone, Type::kNone, static_cast<int>(comparison)};
         }
@@ -123,7 +123,8 @@ const Table& untyped() {
 
 std::pair<std::string, Type> split(const std::string& text) {
     const std::size_t dot = text.rfind('.');
-    return dot == std::string::npos ? std::pair{text, Type::kNone} : std::pair{text.substr(0, dot), type_named(text.substr(dot + 1))};
+    return dot == std::string::npos ? std::pair{text, Type::kNone}
+                                    : std::pair{text.substr(0, dot), type_named(text.substr(dot + 1))};
 }
 
 }  // namespace

@@ -241,9 +241,10 @@ class Reader {
         }
         const bool real = name.rfind("0f", 0) == 0;
         char* end = nullptr;
-        const std::uint64_t value = real                          ? std::strtoull(name.c_str() + 2, &end, 16)
-                                    : name.rfind("0x", 0) == 0    ? std::strtoull(name.c_str(), &end, 16)
-                                                                  : static_cast<std::uint64_t>(std::strtoll(name.c_str(), &end, 10));
+        const std::uint64_t value = real ? std::strtoull(name.c_str() + 2, &end, 16)
+                                    : name.rfind("0x", 0) == 0
+                                        ? std::strtoull(name.c_str(), &end, 16)
+                                        : static_cast<std::uint64_t>(std::strtoll(name.c_str(), &end, 10));
         if (name.empty() || (*end != '\0' && std::string(end) != "U")) {
             refuse("an operand that the stand-in does not know: " + name);
         }
