@@ -59,14 +59,14 @@ inline int run(const std::function<void()>& before = [] {}) {
             checks::fail(__FILE__, __LINE__, #condition); \
         }                                                 \
     } while (false)
-// The expression throws an Error whose message contains the text.
-#define CHECK_ERROR(expression, text)                                               \
+// The expression throws what is named, with a message that contains the text.
+#define CHECK_THROWS(kind, expression, text)                                        \
     do {                                                                            \
         std::string said = "(nothing thrown)";                                      \
         bool thrown = false;                                                        \
         try {                                                                       \
             static_cast<void>(expression);                                          \
-        } catch (const aff_deploy::Error& error) {                                  \
+        } catch (const kind& error) {                                               \
             said = error.what();                                                    \
             thrown = true;                                                          \
         }                                                                           \
@@ -74,3 +74,4 @@ inline int run(const std::function<void()>& before = [] {}) {
             checks::fail(__FILE__, __LINE__, std::string(#expression ": ") + said); \
         }                                                                           \
     } while (false)
+#define CHECK_ERROR(expression, text) CHECK_THROWS(aff_deploy::Error, expression, text)

@@ -59,9 +59,18 @@ class Registry : public nvinfer1::IPluginRegistry {
         return nullptr;
     }
     std::int32_t releasePluginResource(const char*) noexcept override { return 1; }
+#if NV_TENSORRT_MAJOR > 10 || NV_TENSORRT_MINOR > 9
     IPluginCreatorInterface* const* getAllCreatorsRecursive(std::int32_t* const count) noexcept override {
         return getAllCreators(count);
     }
+#endif
+#if NV_TENSORRT_MAJOR == 10
+    // What version 11 took out.
+    bool registerCreator(nvinfer1::IPluginCreator&, const char*) noexcept override { return false; }
+    bool deregisterCreator(const nvinfer1::IPluginCreator&) noexcept override { return false; }
+    nvinfer1::IPluginCreator* const* getPluginCreatorList(std::int32_t* const) const noexcept override { return nullptr; }
+    nvinfer1::IPluginCreator* getPluginCreator(const char*, const char*, const char*) noexcept override { return nullptr; }
+#endif
     // Creators that were offered when they were there already.
     int twice() const { return twice_; }
     // Creators that loadLibrary registered, and that deregisterLibrary would take back.

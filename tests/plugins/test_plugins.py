@@ -10,7 +10,7 @@ import pytest
 from tests.plugins.building import NO_HEADERS, build, configure, cuda_headers, run, tensorrt_root
 from tests.plugins.cases import Case, attributes_of, cases, write_case
 
-LAUNCHER_TESTS = ("launcher", "fusion", "no_driver")
+LAUNCHER_TESTS = ("ptx", "launcher", "fusion", "no_driver")
 PLUGIN_TESTS = ("plugin", "plugin_bad_input", "registration_load_library", "registration_dlopen_then_load_library")
 SMALL = [case for case in cases() if case.images * case.channels * case.spatial[0] * case.spatial[1] < 50_000]
 
