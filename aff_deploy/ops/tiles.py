@@ -18,7 +18,7 @@ def product(value, weight, total):
     if _INTERPRETED:
         value = value.to(tl.float32)
         weight = weight.to(tl.float32)
-    return tl.dot(value, weight, total, input_precision="ieee")
+    return tl.dot(value, weight, total, input_precision="tf32x3")
 
 
 @triton.jit

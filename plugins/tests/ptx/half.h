@@ -1,4 +1,4 @@
-// fp16 and bf16 as their bits, without a compiler that knows the types.
+// fp16, bf16 and tf32 as their bits, without a compiler that knows the types.
 #pragma once
 
 #include <cmath>
@@ -53,6 +53,13 @@ inline std::uint16_t to_fp16(float value) {
         bits = (wide + 0xFFFU + ((wide >> 13) & 1U)) >> 13;
     }
     return static_cast<std::uint16_t>(sign | bits);
+}
+
+// The bits of fp32 of which a product of tf32 takes no notice are zero; rounds to nearest, ties away from zero.
+constexpr std::uint32_t kTf32Bits = 0xFFFFE000U;
+
+inline float to_tf32(float value) {
+    return std::isfinite(value) ? from_bits((to_bits(value) + 0x1000U) & kTf32Bits) : value;
 }
 
 }  // namespace ptx

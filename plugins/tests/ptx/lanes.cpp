@@ -135,8 +135,11 @@ std::uint64_t compared(T a, T b, Comparison comparison) {
             return a <= b;
         case Comparison::kGreater:
             return a > b;
-        default:
+        case Comparison::kGreaterEqual:
             return a >= b;
+        default:
+            // Neither is NaN; or one is.
+            return (a == a && b == b) == (comparison == Comparison::kNumbers);
     }
 }
 
@@ -160,6 +163,9 @@ void convert(Warp& w, const Instruction& i, std::uint32_t active) {
     }
     if (from == Type::kF32 && (to == Type::kF16 || to == Type::kBf16)) {
         return each<float>(w, i, active, [to](float a) { return half_of(a, to); });
+    }
+    if (from == Type::kF32 && to == Type::kTf32) {
+        return each<float>(w, i, active, to_tf32);
     }
     if ((from == Type::kF16 || from == Type::kBf16) && to == Type::kF32) {
         return each<std::uint16_t>(w, i, active, [from](std::uint16_t a) { return float_of(a, from); });

@@ -8,14 +8,35 @@
 namespace ptx {
 namespace {
 
-constexpr std::uint32_t kRows = 16, kInner = 16, kColumns = 8;
+constexpr std::uint32_t kRows = 16, kMostInner = 16, kColumns = 8;
 
 std::uint16_t half_at(std::uint64_t column, std::uint32_t which) {
     return static_cast<std::uint16_t>(column >> (16 * which));
 }
 
-float number(std::uint16_t bits, Type type) {
-    return type == Type::kF16 ? from_fp16(bits) : from_bf16(bits);
+// Elements of a type that a 32-bit register holds.
+std::uint32_t in_register(Type type) {
+    return type == Type::kTf32 ? 1 : 2;
+}
+
+float number(std::uint64_t column, std::uint32_t which, Type type) {
+    return type == Type::kF16    ? from_fp16(half_at(column, which))
+           : type == Type::kBf16 ? from_bf16(half_at(column, which))
+                                 : from_bits(static_cast<std::uint32_t>(column) & kTf32Bits);
+}
+
+// The 16 rows of A that a warp holds in four registers.
+template <typename Registers>
+void read_rows(const Registers& registers, Type type, float (&a)[kRows][kMostInner]) {
+    const std::uint32_t each = in_register(type);
+    for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
+        for (std::uint32_t part = 0; part < 4; ++part) {
+            for (std::uint32_t which = 0; which < each; ++which) {
+                a[lane / 4 + part % 2 * 8][lane % 4 * each + which + part / 2 * 4 * each] =
+                    number(registers(part)[lane], which, type);
+            }
+        }
+    }
 }
 
 // Lane l holds of an 8 x 8 matrix the elements 2 (l % 4) and the next of row l / 4; transposed, of column l / 4.
@@ -80,16 +101,13 @@ void product(Warp& warp, const Instruction& instruction, Block& block) {
     }
     const auto registers = [&](std::size_t index) -> Column& { return warp.columns[instruction.operands[index].column]; };
     const Type type = instruction.what.to;
-    float a[kRows][kInner], b[kInner][kColumns];
+    const std::uint32_t each = in_register(type), inner = 8 * each;
+    float a[kRows][kMostInner], b[kMostInner][kColumns];
+    read_rows([&](std::uint32_t part) -> const Column& { return registers(4 + part); }, type, a);
     for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
-        const std::uint32_t group = lane / 4, in_group = lane % 4;
-        for (std::uint32_t which = 0; which < 2; ++which) {
-            for (std::uint32_t index = 0; index < 4; ++index) {
-                a[group + index % 2 * 8][in_group * 2 + which + index / 2 * 8] =
-                    number(half_at(registers(4 + index)[lane], which), type);
-            }
-            for (std::uint32_t index = 0; index < 2; ++index) {
-                b[in_group * 2 + which + index * 8][group] = number(half_at(registers(8 + index)[lane], which), type);
+        for (std::uint32_t part = 0; part < 2; ++part) {
+            for (std::uint32_t which = 0; which < each; ++which) {
+                b[lane % 4 * each + which + part * 4 * each][lane / 4] = number(registers(8 + part)[lane], which, type);
             }
         }
     }
@@ -97,7 +115,7 @@ void product(Warp& warp, const Instruction& instruction, Block& block) {
         for (std::uint32_t index = 0; index < 4; ++index) {
             const std::uint32_t row = lane / 4 + index / 2 * 8, column = lane % 4 * 2 + index % 2;
             float sum = from_bits(static_cast<std::uint32_t>(registers(10 + index)[lane]));
-            for (std::uint32_t k = 0; k < kInner; ++k) {
+            for (std::uint32_t k = 0; k < inner; ++k) {
                 sum += a[row][k] * b[k][column];
             }
             registers(index)[lane] = to_bits(sum);
@@ -109,7 +127,8 @@ void product(Warp& warp, const Instruction& instruction, Block& block) {
 // A matrix in shared memory as a 64-bit descriptor says: where it begins, how far apart its parts are, and how it is swizzled.
 class Described {
   public:
-    Described(std::uint64_t descriptor, bool transposed) : transposed_(transposed) {
+    Described(std::uint64_t descriptor, bool transposed, std::size_t element_bytes)
+        : element_bytes_(element_bytes), transposed_(transposed) {
         const auto field = [descriptor](int from) { return (descriptor >> from & 0x3FFFU) << 4; };
         begin_ = field(0);
         leading_ = field(16);
@@ -125,13 +144,13 @@ class Described {
     // `outer` counts rows of A or columns of B, `k` goes along the product.
     std::uint64_t address(std::uint32_t outer, std::uint32_t k) const {
         const std::uint32_t along = transposed_ ? outer : k, across = transposed_ ? k : outer;
-        const std::uint64_t in_row = along * 2 % width_, part = along * 2 / width_;
+        const std::uint64_t byte = along * element_bytes_, in_row = byte % width_, part = byte / width_;
         const std::uint64_t plain = begin_ + across / 8 * stride_ + across % 8 * width_ + part * leading_ + in_row;
         return plain ^ (plain >> 7 & mask_) << 4;
     }
 
   private:
-    std::uint64_t begin_, leading_, stride_, width_, mask_;
+    std::uint64_t begin_, leading_, stride_, width_, mask_, element_bytes_;
     bool transposed_;
 };
 
@@ -145,48 +164,48 @@ void execute_matrices(Warp& warp, const Instruction& instruction, Block& block) 
     }
 }
 
-// The share of one warp of four: rows 16 w to 16 w + 15.
+// The share of one warp of four: rows 16 w to 16 w + 15. Behind the results stand A (a descriptor or four registers), B,
+// whether to add to what is there, two signs, and for halves whether A, unless in registers, and B are transposed.
 void execute_group_product(Warp& warp, const Instruction& instruction, Block& block) {
+    const Type type = instruction.what.type;
     const auto columns = static_cast<std::uint32_t>(instruction.what.detail);
     const std::size_t results = columns / 2, rest = instruction.operands.size() - results;
-    const bool in_registers = rest == 9;  // A is four registers and has no order of its own
-    if (instruction.heads != results || (rest != 7 && !in_registers)) {
+    const std::size_t plain = type == Type::kTf32 ? 5 : 7;
+    const bool rows_in_registers = rest == (type == Type::kTf32 ? 8 : 9);
+    if (instruction.heads != results || (rest != plain && !rows_in_registers)) {
         throw Fault("another number of operands than the instruction has");
     }
     const auto registers = [&](std::size_t index) -> Column& { return warp.columns[instruction.operands[index].column]; };
-    const std::size_t behind_a = results + (in_registers ? 4 : 1);
-    const auto flag = [&](std::size_t index) { return registers(behind_a + index)[0]; };
+    const std::size_t behind_rows = results + (rows_in_registers ? 4 : 1);
+    const auto flag = [&](std::size_t index) {
+        return behind_rows + index < instruction.operands.size() ? registers(behind_rows + index)[0] : 0;
+    };
     if (flag(2) != 1 || flag(3) != 1) {
         throw Fault("a product with a sign, which the stand-in does not know");
     }
     const bool adds = flag(1) != 0;
-    const Type type = instruction.what.type;
+    const std::uint32_t inner = 8 * in_register(type);
+    const std::size_t bytes = 4 / in_register(type);
     const auto load = [&](std::uint64_t where) {
-        std::uint16_t bits = 0;
-        std::memcpy(&bits, block.shared.read(where, sizeof bits, warp.index * kLanes), sizeof bits);
-        return number(bits, type);
+        std::uint32_t value = 0;
+        std::memcpy(&value, block.shared.read(where, bytes, warp.index * kLanes), bytes);
+        return number(value, 0, type);
     };
-    float a[kRows][kInner];
-    std::vector<std::array<float, kInner>> b(columns);
-    if (in_registers) {
-        for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
-            for (std::uint32_t index = 0; index < 8; ++index) {
-                const std::uint32_t which = index % 2, part = index / 2;
-                a[lane / 4 + part % 2 * 8][lane % 4 * 2 + which + part / 2 * 8] =
-                    number(half_at(registers(results + part)[lane], which), type);
-            }
-        }
+    float a[kRows][kMostInner];
+    if (rows_in_registers) {
+        read_rows([&](std::uint32_t part) -> const Column& { return registers(results + part); }, type, a);
     } else {
-        const Described described(registers(results)[0], flag(4) != 0);
+        const Described described(registers(results)[0], flag(4) != 0, bytes);
         for (std::uint32_t row = 0; row < kRows; ++row) {
-            for (std::uint32_t k = 0; k < kInner; ++k) {
+            for (std::uint32_t k = 0; k < inner; ++k) {
                 a[row][k] = load(described.address(warp.index % 4 * kRows + row, k));
             }
         }
     }
-    const Described described(flag(0), flag(in_registers ? 4 : 5) != 0);
+    std::vector<std::array<float, kMostInner>> b(columns);
+    const Described described(flag(0), flag(rows_in_registers ? 4 : 5) != 0, bytes);
     for (std::uint32_t column = 0; column < columns; ++column) {
-        for (std::uint32_t k = 0; k < kInner; ++k) {
+        for (std::uint32_t k = 0; k < inner; ++k) {
             b[column][k] = load(described.address(column, k));
         }
     }
@@ -194,7 +213,7 @@ void execute_group_product(Warp& warp, const Instruction& instruction, Block& bl
         for (std::uint32_t index = 0; index < results; ++index) {
             const std::uint32_t row = lane / 4 + index / 2 % 2 * 8, column = index / 4 * 8 + lane % 4 * 2 + index % 2;
             float sum = adds ? from_bits(static_cast<std::uint32_t>(registers(index)[lane])) : 0.0F;
-            for (std::uint32_t k = 0; k < kInner; ++k) {
+            for (std::uint32_t k = 0; k < inner; ++k) {
                 sum += a[row][k] * b[column][k];
             }
             registers(index)[lane] = to_bits(sum);

@@ -13,10 +13,11 @@ struct Kind {
 };
 
 constexpr Kind kKinds[] = {
-    {"pred", Type::kPred, 1}, {"b16", Type::kB16, 2},     {"u16", Type::kU16, 2},       {"s16", Type::kS16, 2},
-    {"b32", Type::kB32, 4},   {"u32", Type::kU32, 4},     {"s32", Type::kS32, 4},       {"b64", Type::kB64, 8},
-    {"u64", Type::kU64, 8},   {"s64", Type::kS64, 8},     {"f16", Type::kF16, 2},       {"bf16", Type::kBf16, 2},
-    {"f32", Type::kF32, 4},   {"f16x2", Type::kF16x2, 4}, {"bf16x2", Type::kBf16x2, 4}, {"f32x2", Type::kF32x2, 8},
+    {"pred", Type::kPred, 1},   {"b16", Type::kB16, 2}, {"u16", Type::kU16, 2},     {"s16", Type::kS16, 2},
+    {"b32", Type::kB32, 4},     {"u32", Type::kU32, 4}, {"s32", Type::kS32, 4},     {"b64", Type::kB64, 8},
+    {"u64", Type::kU64, 8},     {"s64", Type::kS64, 8}, {"f16", Type::kF16, 2},     {"bf16", Type::kBf16, 2},
+    {"tf32", Type::kTf32, 4},   {"f32", Type::kF32, 4}, {"f16x2", Type::kF16x2, 4}, {"bf16x2", Type::kBf16x2, 4},
+    {"f32x2", Type::kF32x2, 8},
 };
 
 Type type_named(const std::string& name) {
@@ -71,10 +72,12 @@ const Table& typed() {
             {"shfl.sync.idx", {Op::kShuffleIndex}},
             {"mma.sync.aligned.m16n8k16.row.col.f32.f16.f16", {Op::kMatrixProduct, Type::kNone, Type::kF16}},
             {"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16", {Op::kMatrixProduct, Type::kNone, Type::kBf16}},
+            {"mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32", {Op::kMatrixProduct, Type::kNone, Type::kTf32}},
         };
-        const std::map<std::string, Comparison> comparisons{{"eq", Comparison::kEqual},   {"ne", Comparison::kUnequal},
-                                                            {"lt", Comparison::kLess},    {"le", Comparison::kLessEqual},
-                                                            {"gt", Comparison::kGreater}, {"ge", Comparison::kGreaterEqual}};
+        const std::map<std::string, Comparison> comparisons{{"eq", Comparison::kEqual},    {"ne", Comparison::kUnequal},
+                                                            {"lt", Comparison::kLess},     {"le", Comparison::kLessEqual},
+                                                            {"gt", Comparison::kGreater},  {"ge", Comparison::kGreaterEqual},
+                                                            {"num", Comparison::kNumbers}, {"nan", Comparison::kNoNumber}};
         for (const auto& [name, comparison] : comparisons) {
             made["setp." + name] = {Op::kCompare, Type::kNone, Type::kNone, static_cast<int>(comparison)};
         }
@@ -92,9 +95,10 @@ const Table& typed() {
             }
         }
         for (int columns = 8; columns <= 256; columns += 8) {
-            const std::string shape = "wgmma.mma_async.sync.aligned.m64n" + std::to_string(columns) + "k16.f32.";
-            made[shape + "f16"] = {Op::kGroupProduct, Type::kNone, Type::kNone, columns};
-            made[shape + "bf16"] = {Op::kGroupProduct, Type::kNone, Type::kNone, columns};
+            const std::string shape = "wgmma.mma_async.sync.aligned.m64n" + std::to_string(columns);
+            for (const char* types : {"k16.f32.f16", "k16.f32.bf16", "k8.f32.tf32"}) {
+                made[shape + types] = {Op::kGroupProduct, Type::kNone, Type::kNone, columns};
+            }
         }
         return made;
     }();
@@ -150,7 +154,8 @@ Opcode decode(const std::string& text) {
             return what;
         }
         const auto [conversion, to] = split(words);
-        if ((conversion == "cvt" || conversion == "cvt.rn") && to != Type::kNone) {
+        const bool known = to == Type::kTf32 ? conversion == "cvt.rna" : conversion == "cvt" || conversion == "cvt.rn";
+        if (known && to != Type::kNone) {
             return {Op::kConvert, type, to};
         }
     }

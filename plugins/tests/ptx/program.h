@@ -20,7 +20,7 @@ struct Invalid : std::runtime_error {
 
 // clang-format off
 enum class Type : std::uint8_t {
-    kNone, kPred, kB16, kU16, kS16, kB32, kU32, kS32, kB64, kU64, kS64, kF16, kBf16, kF32, kF16x2, kBf16x2, kF32x2
+    kNone, kPred, kB16, kU16, kS16, kB32, kU32, kS32, kB64, kU64, kS64, kF16, kBf16, kTf32, kF32, kF16x2, kBf16x2, kF32x2
 };
 
 // Bytes of a value; a predicate takes one.
@@ -40,7 +40,7 @@ enum class Op : std::uint8_t {
 };
 // clang-format on
 
-enum class Comparison : std::uint8_t { kEqual, kUnequal, kLess, kLessEqual, kGreater, kGreaterEqual };
+enum class Comparison : std::uint8_t { kEqual, kUnequal, kLess, kLessEqual, kGreater, kGreaterEqual, kNumbers, kNoNumber };
 
 struct Opcode {
     Op op = Op::kNothing;
