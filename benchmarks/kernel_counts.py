@@ -3,14 +3,8 @@
     python benchmarks/kernel_counts.py [--dtypes float16 ...] [--r 16 ...] [--capability 80] [--write]
 
 For each shape and layout the kernels that the table chooses are compiled, assembled, and run by the stand-in for CUDA's
-driver (tests/plugins/stand_in.py), on inputs of that very size. T is the bytes of x. Needs Triton and a C++ compiler.
-
-``L2`` is what blocks fetch and write at least, each of their sectors once, in T: x, y and the output are 5 T, and the
-rest is weights, inner values and parts of them, which stay in the L2 cache of a large GPU. ``instructions`` are those of
-threads for an element of x, by kernel. ``issue`` is how long the instructions take if every scheduler always has one, over
-how long 5 T take from memory, both from the data sheet of an H100 SXM: below 1, memory is the bound, if latency is hidden.
-``registers`` are a thread's, the most of the three kernels; ``conflicts`` the passes through the banks of shared memory over
-the fewest possible.
+driver (tests/plugins/stand_in.py), on inputs of that very size. Needs Triton and a C++ compiler; some minutes.
+``COLUMNS`` says what the table holds.
 """
 
 from __future__ import annotations
@@ -36,6 +30,19 @@ DOCS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks"
 SECTOR, WARP = 32, 32
 H100 = {"bytes_per_second": 3.35e12, "warp_instructions_per_second": 132 * 4 * 1.755e9}
 """HBM3 bandwidth; multiprocessors x schedulers x boost clock."""
+
+COLUMNS = f"""\
+- **moved**: bytes that blocks fetch and write at least, in T, the bytes of x. Each block fetches a sector of 32 bytes once,
+  however often its threads read it. x and y twice and the output once are 5 T, as **x, y, out** shows; more where rows of an
+  odd map do not fill sectors, or where several programs each take some of the inner channels. The rest are weights, inner
+  values and their parts, which stay in the L2 cache of a large GPU.
+- **instructions** of threads for an element of x: of `aff_context`, `aff_reduce` and `aff_fuse`.
+- **issue**: how long these instructions take if every scheduler always has one, over how long 5 T take from memory. Both come
+  from the data sheet of an H100 SXM ({H100["bytes_per_second"] / 1e12:.2f} TB/s; 132 multiprocessors with 4 schedulers at 1.755 GHz).
+  Well below 1, memory is the bound, if latency is hidden; near or above it, instructions are. At batch 1 neither is: there the
+  three launches decide.
+- **conflicts**: passes through the banks of shared memory, over the fewest possible.
+- **registers** of a thread, the most of the three kernels."""
 
 
 def row(
@@ -77,10 +84,11 @@ def table(document: dict[str, Any]) -> str:
     lines = [
         "# What the compiled kernels do, counted",
         "",
-        "No GPU was at hand: the kernels' PTX was executed on a CPU, and every access to memory checked and counted.",
-        "`benchmarks/kernel_counts.py` says what the columns are. None is a time.",
+        f"The kernels' PTX for sm_{document['capability']} was executed on a CPU, and every access to memory counted. None of this is a time.",
         "",
-        "| N C H W | type | layout | r | L2 | x, y, out | instructions of each kernel | issue | conflicts | registers |",
+        COLUMNS,
+        "",
+        "| N C H W | type | layout | r | moved | x, y, out | instructions | issue | conflicts | registers |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for found in document["rows"]:
@@ -99,17 +107,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtypes", nargs="+", default=("float16", "float32"), choices=DTYPES)
     parser.add_argument("--r", nargs="+", type=int, default=(16,))
-    parser.add_argument("--capability", type=int, default=80)
+    parser.add_argument("--capability", type=int, default=80, choices=(80, 86, 89, 90, 120))
     parser.add_argument("--write", action="store_true", help="put the result into docs/benchmarks")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         device = StandIn(build_stand_in(folder / "stand_in"))
         rows = []
-        for r, dtype, shape, layout in product(given.r, given.dtypes, SHAPES, LAYOUTS):
+        wanted = list(product(given.r, given.dtypes, SHAPES, LAYOUTS))
+        for r, dtype, shape, layout in wanted:
             rows.append(row(device, shape, dtype, layout, r, given.capability, folder))
-            print(f"{len(rows)} rows", file=sys.stderr, flush=True)
+            print(f"{len(rows)} of {len(wanted)} rows", file=sys.stderr, flush=True)
     document = {
+        "capability": given.capability,
         "rows": rows,
         "versions": {**versions(), "triton": metadata.version("triton")},
         "command": " ".join(["python", "benchmarks/kernel_counts.py", *sys.argv[1:]]),

@@ -23,12 +23,14 @@ PACKAGES = (
     ("onnxruntime", "onnxruntime", "cpu", "validate, deploy, optimize --verify"),
     ("tensorrt-rtx-cu13", "tensorrt_rtx", "rtx", "build-engine"),
     ("tensorrt", "tensorrt", "gpu", "build-engine, running engines"),
+    ("triton", "triton", "kernels", "optimize --plugin, build-engine --plugin, kernels in PyTorch"),
     ("pillow", "PIL", "images", "build-engine --calib FOLDER"),
 )
 # command, the modules that it needs
 COMMANDS = (
     ("optimize, inspect", ("onnx", "onnx_graphsurgeon")),
     ("optimize --verify", ("onnx", "onnx_graphsurgeon", "onnxruntime")),
+    ("optimize --plugin", ("onnx", "onnx_graphsurgeon", "triton")),
     ("export", ("torch", "onnxscript", "onnxruntime")),
     ("validate, deploy", ("torch", "onnxscript", "onnxruntime")),
     ("build-engine (TensorRT-RTX)", ("onnxruntime", "tensorrt_rtx")),

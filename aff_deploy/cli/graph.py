@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +29,8 @@ def optimize(
     if plugin and no_fuse:
         raise UsageError("--plugin has nothing to write into with --no-fuse", fix="leave one of them out")
     claim_output(output, source)
+    native: list[dict[str, str]] = []
+    carried: tuple[dict[str, Any], ...] = ()
     with Steps() as step, working():
         step(f"read {source.name}")
         from aff_deploy.artifact import sha256
@@ -47,12 +49,13 @@ def optimize(
         document, optimised = result.to_dict(), result.model
         if plugin:
             step("compile kernels")
-            from aff_deploy.passes.kernels import attach_kernels
+            from aff_deploy.passes.kernels import attach_kernels, list_kernels
 
             attached = attach_kernels(optimised)
             optimised = attached.model
             native = [{"name": name, "reason": reason} for name, reason in attached.native]
             document["kernels"] = {"sites": list(attached.plugin), "native": native}
+            carried = list_kernels(optimised)
         step("write the file")
         facts = {"source": {"file": source.name, "sha256": sha256(source)}, **document, "verified": verify}
         save_onnx(optimised, output, facts)
@@ -63,8 +66,10 @@ def optimize(
     print(table(rows, ("pass", "rewrites", "nodes", "time")))
     print_sites(document)
     if plugin:
-        print(f"kernels: {len(document['kernels']['sites']) or 'none'}")
-        print(table([(site["name"], site["reason"]) for site in document["kernels"]["native"]]))
+        print_kernels(carried)
+        if native:
+            print(f"calls left native: {len(native)}")
+            print(table([(site["name"], site["reason"]) for site in native]))
     proven = ", verified after each pass" if verify else ""
     print(f"{output}: {before} nodes before, {len(result.model.graph.node)} after{proven}")
 
@@ -79,6 +84,22 @@ def print_sites(document: Mapping[str, Any]) -> None:
     if rejected:
         print(f"refused: {len(rejected)}")
         print(table([(site["name"], site["reason"]) for site in rejected]))
+
+
+def print_kernels(carried: Sequence[Mapping[str, Any]]) -> None:
+    """Which calls carry kernels for TensorRT's plugin; an iAFF is two calls."""
+    print(f"calls with kernels for the plugin: {len(carried) or 'none'}")
+    if carried:
+        rows = [
+            (
+                one["name"],
+                ", ".join(one["dtypes"]),
+                ", ".join(f"sm_{capability}" for capability in one["capabilities"]),
+                f"contract {one['contract']}",
+            )
+            for one in carried
+        ]
+        print(table(rows))
 
 
 def _cell(site: Mapping[str, Any], key: str) -> object:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from aff_deploy.cli.console import print_json, table, working
-from aff_deploy.cli.graph import print_sites
+from aff_deploy.cli.graph import print_kernels, print_sites
 from aff_deploy.cli.options import Json
 
 
@@ -38,6 +38,7 @@ def _describe_model(file: Path) -> dict[str, Any]:
     from aff_deploy.artifact import read_manifest
     from aff_deploy.onnx_file import load_onnx
     from aff_deploy.passes import inspect_model
+    from aff_deploy.passes.kernels import list_kernels
 
     model = load_onnx(file)
     opset = next((entry.version for entry in model.opset_import if not entry.domain), None)
@@ -46,6 +47,7 @@ def _describe_model(file: Path) -> dict[str, Any]:
         "opset": opset,
         "ir_version": model.ir_version,
         **inspect_model(model),
+        "kernels": list(list_kernels(model)),
         "manifest": read_manifest(file),
     }
 
@@ -58,6 +60,8 @@ def _print_model(file: Path, document: Mapping[str, Any]) -> None:
     print("operators:")
     print(table(Counter(document["ops"]).most_common()))
     print_sites(document)
+    if document["kernels"]:
+        print_kernels(document["kernels"])
     manifest = document["manifest"]
     if manifest is not None:
         source = manifest.get("source", {})

@@ -72,10 +72,16 @@ def export_onnx(
         raise MissingDependency(f"{error.name} is not installed", extra="cpu") from None
     from aff_deploy.export import dynamo, lowering, tidy, torchscript, tracing
     from aff_deploy.onnx_file import check_onnx, opset_of
+    from aff_deploy.ops.modules import FusedAttention
     from aff_deploy.runtimes.pytorch import evaluating
 
     if not isinstance(module, nn.Module):
         raise NetworkError(f"{type(module).__name__} is not a torch.nn.Module", fix="give a network")
+    if any(isinstance(part, FusedAttention) for part in module.modules()):
+        raise NetworkError(
+            "the network went through fuse_module, whose operator no exporter writes",
+            fix="export it before; aff-deploy optimize fuses the file",
+        )
     with evaluating(module), tracing.undisturbed(module):
         traced = tracing.prepare(module, inputs, output_names)
         follows: dict[str, dict[int, str]] | None = None

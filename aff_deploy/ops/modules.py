@@ -12,6 +12,7 @@ from aff_deploy.nets import AFF, MSCAM, iAFF
 from aff_deploy.ops.torch_op import attentional_fusion
 
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]
+_KINDS = (MSCAM, AFF, iAFF)
 
 
 class FusedAttention(nn.Module):
@@ -20,10 +21,14 @@ class FusedAttention(nn.Module):
     Args:
         first, second: weights of the calls by branch; the second call attends to what the first gave.
         scale: the factor s of the only call; an iAFF has none.
+        blend: whether there is a second input y.
     """
 
-    def __init__(self, first: dict[str, Weights], second: dict[str, Weights] | None = None, scale: float = 1.0) -> None:
+    def __init__(
+        self, first: dict[str, Weights], second: dict[str, Weights] | None = None, scale: float = 1.0, blend: bool = True
+    ) -> None:
         super().__init__()
+        self.blend = blend
         self.branches = tuple("+".join(branches) for branches in (first, second) if branches)
         self.scale = scale
         for i, branches in enumerate(filter(None, (first, second))):
@@ -38,6 +43,8 @@ class FusedAttention(nn.Module):
         return [weight if weight.dtype == dtype else weight.to(dtype) for weight in weights]
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        if (y is not None) != self.blend:
+            raise TypeError(f"this fusion takes {'two inputs' if self.blend else 'one input'}")
         context = "self" if y is None else "sum"
         if y is not None and y.dtype != x.dtype:
             wider = torch.promote_types(x.dtype, y.dtype)
@@ -57,7 +64,8 @@ def fuse_module(net: nn.Module) -> nn.Module:
     """Replace every MSCAM, AFF and iAFF of `net` by the fused operator, in place.
 
     A module that stands in several places is replaced by one module in all of them. The weights are
-    copies: what is changed or loaded afterwards in the old modules does not reach the new ones.
+    copies: load a checkpoint first, since what is changed or loaded afterwards does not reach the new
+    modules. Classes of other packages are not looked at; `optimize` fuses those in an ONNX file.
 
     Args:
         net: a network in eval mode, or one of these modules itself.
@@ -66,30 +74,41 @@ def fuse_module(net: nn.Module) -> nn.Module:
         `net`, or what replaces it where it is such a module itself.
 
     Raises:
-        NetworkError: `net` is in training mode, or a fusion is not as `aff_deploy.nets` builds it.
+        NetworkError: there is no such module, one is in training mode, has hooks, or is not as
+            `aff_deploy.nets` builds it. The network is then as it was.
     """
-    if any(module.training for module in net.modules() if isinstance(module, (MSCAM, AFF, iAFF))):
-        raise NetworkError("a network in training mode cannot be fused", fix="call net.eval() first")
-    made: dict[nn.Module, nn.Module] = {}
-    for name, module in list(net.named_modules(remove_duplicate=False)):
-        fused = made.get(module)
-        if fused is None and type(module) in (MSCAM, AFF, iAFF):
-            fused = made[module] = _fused(module, name).eval()
-        if fused is None:
-            continue
+    found = [(name, module) for name, module in net.named_modules(remove_duplicate=False) if type(module) in _KINDS]
+    if not found:
+        raise NetworkError(
+            "there is no MSCAM, AFF or iAFF of aff_deploy.nets to replace",
+            fix="export the network and fuse the file: aff-deploy export, aff-deploy optimize",
+        )
+    made = {module: _fused(module, name or type(module).__name__).eval() for name, module in found}
+    for name, module in found:
         if not name:
-            return fused
+            return made[module]
         parent, _, child = name.rpartition(".")
-        setattr(net.get_submodule(parent), child, fused)
+        setattr(net.get_submodule(parent), child, made[module])
     return net
+
+
+def _check(module: nn.Module, name: str) -> None:
+    """Raises NetworkError for what would be lost without a word."""
+    for part in module.modules():
+        if part.training:
+            raise NetworkError(f"fusion {name!r} is in training mode", fix="call net.eval() first")
+        hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+        if any(hooks):
+            raise NetworkError(f"fusion {name!r} has hooks, which would no longer be called", fix="remove them first")
 
 
 @torch.no_grad()
 def _fused(module: nn.Module, name: str) -> FusedAttention:
+    _check(module, name)
     if isinstance(module, MSCAM):
         found = [(branch.split("_")[0], _folded(module.get_submodule(branch), name)) for branch in module.branches]
         kinds = {kind: [weights for other, weights in found if other == kind] for kind in ("local", "global")}
-        return FusedAttention({kind: _stacked(weights) for kind, weights in kinds.items() if weights})
+        return FusedAttention({kind: _stacked(weights) for kind, weights in kinds.items() if weights}, blend=False)
     pair = {
         "local": _folded(module.get_submodule("local_att"), name),
         "global": _folded(module.get_submodule("global_att"), name),
@@ -107,7 +126,8 @@ def _folded(branch: nn.Module, name: str) -> Weights:
     kinds = [type(layer) for layer in layers]
     if kinds != [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.BatchNorm2d]:
         raise NetworkError(
-            f"fusion {name!r} has a branch of {', '.join(kind.__name__ for kind in kinds)}", fix="leave it as it was built"
+            f"fusion {name!r} has a branch of {', '.join(kind.__name__ for kind in kinds)}",
+            fix="export the network and fuse the file: aff-deploy optimize knows more layers",
         )
     first, norm, _, second, last = layers
     return (*_fold(cast("nn.Conv2d", first), norm, name), *_fold(cast("nn.Conv2d", second), last, name))

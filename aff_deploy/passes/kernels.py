@@ -6,9 +6,15 @@ expands them as before and does not look at the new attributes.
 Whether the plugin is worth it is decided by bytes moved, in units of T, the bytes of x. That rule is reasoned
 and NOT measured. The native form moves, with r = 4, 10.5 T: the sum (3), the pool (1), the first
 convolution (1), the values between the convolutions (2 I/C), the logits written and read (2), and the blend
-(3). The kernels read x and y twice and write once (5), write and read the values between (2 I/C), and read
-the weights again for each tile; those come from the L2 cache, which is taken to be twice as fast as memory.
-So wide branches on small maps stay native: 2048 channels, 512 inner on 7 x 7 would cost 21 T; 128 inner, 9.0 T.
+(3). The kernels read x and y twice and write once (5), and write and read the values between.
+
+Both read weights again for every tile of positions, and the kernels read the values between again for every
+span of channels. That comes from the L2 cache, which is taken to be twice as fast as memory. A native tile goes
+across images, one of the kernels does not: so wide branches on small maps stay native. 2048 channels on 7 x 7
+cost 10.8 T against 11.1 T with 128 inner ones, and 31 T against 14.5 T with 512.
+
+Left out: parts of channels that are divided among programs, since small batches are decided by the number of
+launches, 3 against 8 to 10; partial sectors at the rows' ends of odd maps, which both forms have.
 """
 
 from __future__ import annotations
@@ -18,9 +24,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper
 
+from aff_deploy.errors import UsageError
 from aff_deploy.onnx_file import static_shape
 from aff_deploy.ops import DOMAIN, is_fusion
 from aff_deploy.ops.compile import compile_call
@@ -30,6 +38,9 @@ from aff_deploy.passes.fuse_attention import PLUGIN_VERSION
 
 L2_SHARE = 0.5
 """What a byte from the L2 cache is taken to cost, of one from memory."""
+
+NATIVE_TILE = 128
+"""Positions that a native convolution is taken to compute between two reads of its weights."""
 
 ROW = 12
 """Numbers to an image in the attribute ``kernels_table``."""
@@ -81,6 +92,8 @@ def attach_kernels(
         MissingDependency: Triton is not installed.
         UsageError: there are no kernels for a capability.
     """
+    if not capabilities:
+        raise UsageError("no compute capability to compile kernels for", fix="name one, such as 80")
     result = copy.deepcopy(model)
     graph = result.graph
     types = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input, *graph.output)}
@@ -98,6 +111,28 @@ def attach_kernels(
         _write(node, call, capabilities, (call.dtype,) if dtypes is None else dtypes, cache)
         plugin.append(site)
     return Attached(result, tuple(plugin), tuple(native))
+
+
+def list_kernels(model: ModelProto) -> tuple[dict[str, Any], ...]:
+    """What the calls of a model carry, in order: name, contract, types, compute capabilities, and bytes of PTX."""
+    found = []
+    for node in model.graph.node:
+        said = attributes(node) if is_fusion(node.domain, node.op_type) else {}
+        if "kernels_table" not in said:
+            continue
+        table, text = said["kernels_table"], said.get("kernels_text")
+        rows = [table[i : i + ROW] for i in range(0, len(table), ROW)] if isinstance(table, list) else []
+        good = bool(rows) and len(rows[-1]) == ROW and all(row[1] in range(len(DTYPES)) for row in rows)
+        found.append(
+            {
+                "name": str(said.get("site", node.name)),
+                "contract": said.get("kernels_contract"),
+                "dtypes": [DTYPES[index] for index in sorted({row[1] for row in rows})] if good else ["malformed"],
+                "capabilities": sorted({row[3] for row in rows}) if good else [],
+                "bytes": len(text) if isinstance(text, str) else 0,
+            }
+        )
+    return tuple(found)
 
 
 def _drop(node: NodeProto, names: Sequence[str]) -> None:
@@ -139,7 +174,9 @@ def _read(node: NodeProto, types: Mapping[str, TypeProto.Tensor], shapes: Mappin
         gate=variant.gate,
         multiple=1 if positions is None else largest_divisor(positions),
     )
-    ours, theirs = bytes_by_kernels(call, positions), bytes_natively(call)
+    # TensorRT chooses the layout.
+    ours = min(bytes_by_kernels(replace(call, layout=layout), positions) for layout in LAYOUTS)
+    theirs = bytes_natively(call)
     if ours >= theirs:
         return f"kernels would move {ours:.1f} T, the native form {theirs:.1f} T (T: the bytes of x; reasoned, not measured)"
     return call
@@ -158,18 +195,23 @@ def bytes_natively(call: Call) -> float:
     context = 3.0 if call.context == "sum" else 0.0
     pool = wide if "global" in call.branches else 0.0
     branch = wide + 2.0 * call.inter / call.channels + 2.0 if local else 0.0
-    return context + pool + branch + 2.0 + call.blend
+    weights = local * call.inter * (wide + 1.0) / NATIVE_TILE
+    return context + pool + branch + 2.0 + call.blend + L2_SHARE * weights
 
 
 def bytes_by_kernels(call: Call, positions: int | None) -> float:
-    """Bytes that the kernels move, in units of x's; None positions stand for very many."""
+    """Bytes that the kernels move, in units of x's, for many images; None positions stand for very many."""
     blocks, local = choose_blocks(call), "local" in call.branches
     wide = call.context_channels / call.channels
     context = 2.0 if call.context == "sum" else wide
-    inner = 2.0 * call.inter / call.channels if local else 0.0
+    inner = call.inter / call.channels if local else 0.0
     tiles = [1.0 / p if positions is None else math.ceil(positions / p) / positions for p in (blocks.context_p, blocks.fuse_p)]
     weights = call.inter * (len(call.branches) * wide * tiles[0] + local * tiles[1])
-    return context + inner + 2.0 + call.blend + L2_SHARE * weights
+    if "global" in call.branches and positions is not None:
+        weights += call.inter / positions
+    again = (math.ceil(call.channels / blocks.fuse_span) - 1) * inner
+    again += (math.ceil(call.inter / blocks.context_i) - 1) * context
+    return context + 2.0 * inner + 2.0 + call.blend + L2_SHARE * (weights + again)
 
 
 def _write(node: NodeProto, call: Call, capabilities: Sequence[int], dtypes: Sequence[DType], cache: Path | None) -> None:

@@ -232,12 +232,12 @@ void check_broken_ptx(Library& library, Case& given, fake_nvinfer::Logger& logge
 }  // namespace
 
 int main(int argc, char** argv) {
+    if (argc < 2) {
+        std::printf("usage: plugin_host CASE...\nskipped: no case files: python -m tests.plugins.cases FOLDER writes them\n");
+        return kSkipped;
+    }
     try {
         device::Gpu gpu;
-        if (argc < 2) {
-            std::printf("skipped: no case files: python -m tests.plugins.cases FOLDER writes them\n");
-            return kSkipped;
-        }
         std::printf("on %s\n", gpu.name.c_str());
         fake_nvinfer::Logger logger;
         fake_nvinfer::Finder finder(&logger);

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from aff_deploy.errors import NetworkError
+from aff_deploy.export import export_onnx
 from aff_deploy.nets import AFF, MSCAM, aff_resnet_digits, iAFF
 from aff_deploy.ops import Variant, fuse_module
 from aff_deploy.ops.modules import FusedAttention
 from aff_deploy.ops.reference import attentional_fusion as reference
 from aff_deploy.ops.torch_op import attentional_fusion
+from aff_deploy.spec import TensorSpec
 from tests.support import randomise_batchnorm
 
 WAYS = tuple(
@@ -184,11 +186,44 @@ def test_training_mode_is_refused() -> None:
         fuse_module(Both(AFF(16)))
 
 
-def test_a_rebuilt_branch_is_refused() -> None:
+def test_a_part_in_training_mode_is_refused() -> None:
+    net = Both(AFF(16)).eval()
+    net.fusion.local_att.train()
+    with pytest.raises(NetworkError, match="'fusion' is in training mode"):
+        fuse_module(net)
+
+
+def test_a_rebuilt_branch_is_refused_and_nothing_replaced() -> None:
     fusion = AFF(16)
     fusion.local_att[2] = nn.GELU()
-    with pytest.raises(NetworkError, match="GELU"):
-        fuse_module(Both(fusion).eval())
+    net = nn.Sequential(MSCAM(16), Both(fusion)).eval()
+    with pytest.raises(NetworkError, match=r"fusion '1\.fusion' has a branch of .*GELU"):
+        fuse_module(net)
+    assert isinstance(net[0], MSCAM)
+
+
+def test_hooks_are_refused() -> None:
+    net = Both(AFF(16)).eval()
+    net.fusion.local_att[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(NetworkError, match="'fusion' has hooks"):
+        fuse_module(net)
+
+
+def test_a_network_without_our_modules_is_told() -> None:
+    with pytest.raises(NetworkError, match="no MSCAM, AFF or iAFF"):
+        fuse_module(nn.Linear(2, 2).eval())
+
+
+@pytest.mark.parametrize(("module", "inputs"), [(AFF(16), 1), (iAFF(16), 1), (MSCAM(16), 2)])
+def test_another_number_of_inputs_is_refused(module: nn.Module, inputs: int) -> None:
+    fused = fuse_module(module.eval())
+    with pytest.raises(TypeError, match="two inputs" if inputs == 1 else "one input"):
+        fused(*[torch.zeros(1, 16, 2, 2)] * inputs)
+
+
+def test_a_fused_network_is_not_exported() -> None:
+    with pytest.raises(NetworkError, match="export it before"):
+        export_onnx(fuse_module(Both(AFF(16)).eval()), [TensorSpec("x", (1, 16, 4, 4)), TensorSpec("y", (1, 16, 4, 4))])
 
 
 def test_statistics_of_the_batch_are_refused() -> None:

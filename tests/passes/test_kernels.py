@@ -15,7 +15,7 @@ from aff_deploy.ops.compile import KernelImage, compile_call
 from aff_deploy.ops.launch import Call
 from aff_deploy.passes import optimize
 from aff_deploy.passes.functions import attributes
-from aff_deploy.passes.kernels import KERNELS, ROW, Attached, attach_kernels, bytes_by_kernels, bytes_natively
+from aff_deploy.passes.kernels import KERNELS, ROW, Attached, attach_kernels, bytes_by_kernels, bytes_natively, list_kernels
 from tests.passes.attention import Attention
 from tests.passes.graphs import feeds_of, run_ort
 
@@ -165,9 +165,29 @@ def test_unknown_capability(cache: Path) -> None:
 
 def test_the_rule() -> None:
     """The numbers that docs/kernels.md and the module's docstring give."""
-    paper = Call(2048, 128, 2048, "float16")
-    assert (round(bytes_by_kernels(paper, 49), 1), round(bytes_natively(paper), 1)) == (9.0, 10.1)
-    wide = Call(2048, 512, 2048, "float16")
-    assert (round(bytes_by_kernels(wide, 49), 1), round(bytes_natively(wide), 1)) == (21.2, 10.5)
+    paper = Call(2048, 128, 2048, "float16", "channels_last")
+    assert (round(bytes_by_kernels(paper, 49), 1), round(bytes_natively(paper), 1)) == (10.8, 11.1)
+    wide = Call(2048, 512, 2048, "float16", "channels_last")
+    assert (round(bytes_by_kernels(wide, 49), 1), round(bytes_natively(wide), 1)) == (31.3, 14.5)
+    middle = Call(1024, 64, 1024, "float16")
+    assert (round(bytes_by_kernels(middle, 196), 1), round(bytes_natively(middle), 1)) == (7.5, 10.6)
     large = Call(256, 64, 256, "float16")
-    assert (round(bytes_by_kernels(large, 3136), 1), round(bytes_natively(large), 1)) == (6.3, 10.5)
+    assert (round(bytes_by_kernels(large, 3136), 1), round(bytes_natively(large), 1)) == (6.3, 11.0)
+
+
+def test_what_a_file_carries_is_read_from_the_file(cache: Path) -> None:
+    _, found = attached(Attention(dims="N,8,4,4"), cache, capabilities=(80, 90), dtypes=("float32", "float16"))
+    (carried,) = list_kernels(found.model)
+    text = attributes(found.model.graph.node[-1])["kernels_text"]
+    expected = {"contract": 2, "dtypes": ["float32", "float16"], "capabilities": [80, 90], "bytes": len(text)}  # type: ignore[arg-type]
+    assert carried == {"name": found.plugin[0], **expected}
+    node = next(node for node in found.model.graph.node if node.domain == "aff_deploy")
+    table = next(attribute for attribute in node.attribute if attribute.name == "kernels_table")
+    table.ints[:] = [7] * 13
+    assert list_kernels(found.model)[0]["dtypes"] == ["malformed"]
+    assert list_kernels(attached(Attention(), cache)[0]) == ()
+
+
+def test_no_capability_is_refused(cache: Path) -> None:
+    with pytest.raises(UsageError, match="no compute capability"):
+        attached(Attention(), cache, capabilities=())

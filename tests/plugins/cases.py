@@ -7,7 +7,7 @@ writes some for a machine with a GPU. Needs Triton, to compile the kernels, and 
 
 from __future__ import annotations
 
-import sys
+import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -190,4 +190,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description="write case files for plugins/tests/plugin_host.cpp: some 80 MB")
+    parser.add_argument("folder", type=Path, help="where to write them")
+    main(parser.parse_args().folder)
