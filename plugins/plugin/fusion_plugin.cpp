@@ -17,6 +17,7 @@ using nvinfer1::PluginTensorDesc;
 // A tensor as large as the profile allows it to be, whether or not its own sizes are known.
 PluginTensorDesc at_most(const DynamicPluginTensorDesc& given) {
     PluginTensorDesc largest = given.desc;
+    check_rank(largest.dims);
     for (std::int32_t axis = 0; given.max.nbDims == largest.dims.nbDims && axis < largest.dims.nbDims; ++axis) {
         largest.dims.d[axis] = std::max(largest.dims.d[axis], given.max.d[axis]);
     }
@@ -181,7 +182,8 @@ std::int32_t FusionPlugin::onShapeChange(const PluginTensorDesc* in, std::int32_
                                          std::int32_t outputs) noexcept {
     return guarded(layer_.c_str(), 1, [&] {
         // Loading belongs here and not into enqueue, which may be recorded into a CUDA graph.
-        static_cast<void>(kernels(read_shapes(*settings_, in, inputs, out, outputs)));
+        const CallShape call = read_shapes(*settings_, in, inputs, out, outputs);
+        kernels(call)->check(call.sizes);
         return 0;
     });
 }

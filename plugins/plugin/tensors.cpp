@@ -95,6 +95,11 @@ bool supports(const Settings& settings, const PluginTensorDesc& first, const Plu
     return layout && has(settings.images, *type, *layout);
 }
 
+void check_rank(const nvinfer1::Dims& dims) {
+    require(dims.nbDims >= 0 && dims.nbDims <= nvinfer1::Dims::MAX_DIMS,
+            [&] { return "a tensor has " + std::to_string(dims.nbDims) + " axes"; });
+}
+
 void check_counts(const Settings& settings, const void* inputs, std::int32_t input_count, const void* outputs,
                   std::int32_t output_count) {
     require(input_count == settings.variant.inputs() && output_count == 1, [&] {
@@ -127,6 +132,7 @@ CallShape read_shapes(const Settings& settings, const PluginTensorDesc* inputs, 
     });
     for (std::int32_t position = 0; position <= input_count; ++position) {
         const PluginTensorDesc& desc = position < input_count ? inputs[position] : outputs[0];
+        check_rank(desc.dims);
         require(supports(settings, x, desc, position), [&] {
             return "tensor " + std::to_string(position) + " has a type or format that there is no kernel for, or not that of x";
         });

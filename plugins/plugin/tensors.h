@@ -37,6 +37,9 @@ CallShape read_shapes(const Settings& settings, const nvinfer1::PluginTensorDesc
 std::int64_t weight_size(const Settings& settings, std::int32_t position, std::int32_t axis);
 std::int32_t weight_rank(std::int32_t position, const Settings& settings, std::int32_t data_rank);
 
+// Throws Error for a number of axes that the descriptions have no room for: nothing may be read beyond.
+void check_rank(const nvinfer1::Dims& dims);
+
 void check_counts(const Settings& settings, const void* inputs, std::int32_t input_count, const void* outputs,
                   std::int32_t output_count);
 

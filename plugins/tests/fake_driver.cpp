@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <sstream>
 
 #include "fake_world.h"
@@ -13,7 +14,8 @@ using fake_cuda::Lock;
 using fake_cuda::World;
 using fake_cuda::world;
 
-constexpr int kInvalidValue = 1, kInvalidContext = 201, kInvalidPtx = 218, kNotFound = 500, kLaunchFailed = 719;
+constexpr int kInvalidValue = 1, kInvalidContext = 201, kInvalidPtx = 218, kNotFound = 500, kOutOfMemory = 2,
+              kLaunchFailed = 719;
 
 // The injected result, or 0.
 int injected(const char* function) {
@@ -22,6 +24,15 @@ int injected(const char* function) {
         return 0;
     }
     return found->second.after-- > 0 ? 0 : found->second.result;
+}
+
+// What is for one architecture runs on it alone, the others on later ones too.
+void check_target(const ptx::Program& program) {
+    const int device = 10 * world().major + world().minor;
+    if (program.specific ? device != program.capability : device < program.capability) {
+        throw ptx::Invalid("PTX for sm_" + std::to_string(program.capability) + (program.specific ? "a" : "") +
+                           " on a device of sm_" + std::to_string(device));
+    }
 }
 
 bool read_constants(const std::string& ptx, fake_kernels::Constants& k) {
@@ -146,6 +157,9 @@ int cuCtxPushCurrent_v2(CUctx_st* context) {
 
 int cuCtxPopCurrent_v2(CUctx_st** context) {
     BEGIN(cuCtxPopCurrent_v2)
+    if (fake_cuda::contexts_of_thread().empty()) {
+        return kInvalidContext;
+    }
     *context = fake_cuda::contexts_of_thread().back();
     fake_cuda::contexts_of_thread().pop_back();
     return 0;
@@ -160,6 +174,7 @@ int cuModuleLoadDataEx(CUmod_st** module, const void* image, unsigned int count,
     if (result == 0) {
         try {
             kernels = ptx::read(text);
+            check_target(kernels.front());
         } catch (const ptx::Invalid& error) {
             result = kInvalidPtx;
             said = error.what();
@@ -235,7 +250,7 @@ int cuLaunchKernel(CUfunc_st* function, unsigned int x, unsigned int y, unsigned
     World& w = world();
     const bool may_be_large = w.large[function->context].count(function) != 0;
     if (fake_cuda::contexts_of_thread().empty() || fake_cuda::contexts_of_thread().back() != function->context ||
-        threads == 0 || threads_y != 1 || threads_z != 1 || extra != nullptr || (shared_bytes > 48 * 1024 && !may_be_large) ||
+        threads_y != 1 || threads_z != 1 || extra != nullptr || (shared_bytes > 48 * 1024 && !may_be_large) ||
         (function->program.threads != 0 && function->program.threads != threads)) {
         return kInvalidValue;
     }
@@ -246,6 +261,9 @@ int cuLaunchKernel(CUfunc_st* function, unsigned int x, unsigned int y, unsigned
     w.state.launches.push_back({function->program.entry, {x, y, z}, threads, shared_bytes, stream, function->context, values});
     if (!w.running) {
         return 0;
+    }
+    if (y != 1 || z != 1) {
+        return kInvalidValue;  // a grid that none of our kernels has
     }
     if (function->has_constants) {
         fake_kernels::run(function->program.entry, function->constants, values, x);
@@ -263,7 +281,11 @@ int cuLaunchKernel(CUfunc_st* function, unsigned int x, unsigned int y, unsigned
 
 int cuMemAlloc_v2(void** pointer, std::size_t bytes) {
     BEGIN(cuMemAlloc)
-    *pointer = world().memory.allocate(bytes);
+    try {
+        *pointer = world().memory.allocate(bytes);
+    } catch (const std::bad_alloc&) {
+        return kOutOfMemory;
+    }
     return 0;
 }
 
@@ -274,7 +296,12 @@ int cuMemFree_v2(void* pointer) {
 
 int cuMemcpyHtoD_v2(void* to, const void* from, std::size_t bytes) {
     const Lock lock(world().mutex);
-    world().memory.fill(to, from, bytes);
+    try {
+        world().memory.fill(to, from, bytes);
+    } catch (const ptx::Fault& fault) {
+        world().fault = fault.what();
+        return kInvalidValue;
+    }
     return 0;
 }
 
@@ -297,6 +324,10 @@ int cuStreamDestroy_v2(CUstream_st*) {
 }
 
 // Beyond the driver's functions, for whoever opens the stand-in from another language.
+
+void stand_in_set_capability(int major, int minor) {
+    fake_cuda::set_capability(major, minor);
+}
 
 // What was wrong with the last launch that failed, in words.
 const char* stand_in_fault() {

@@ -185,6 +185,19 @@ TEST(the_current_devices_image_is_loaded) {
     CHECK_ERROR(s.fusion(Variant{}, kSizes), "no kernel in float32 linear runs on sm_75 (carried: sm_80)");
 }
 
+TEST(a_kernel_in_a_comment_is_none) {
+    const cuda::Parameter pointer = cuda::Parameter::kPointer;
+    const auto source = [&](const std::string& text) {
+        return cuda::KernelSource{std::make_shared<const std::string>(text), "k", {pointer}, 128, 0};
+    };
+    const std::string right = ".visible .entry k(.param .u64 k_0) .reqntid 128 { ret; }\n";
+    const std::string wrong = ".visible .entry k(.param .u64 k_0, .param .u64 k_1) .reqntid 64 { ret; }\n";
+    cuda::check_source(source(right));
+    cuda::check_source(source("/* " + wrong + "*/" + right));
+    CHECK_ERROR(cuda::check_source(source("/* " + right + "*/" + wrong)), "the kernel k takes (u64 u64)");
+    CHECK_ERROR(cuda::check_source(source("// " + right + wrong)), "the kernel k takes (u64 u64)");
+}
+
 TEST(every_number_of_the_table_is_checked) {
     made::Kernels good;
     made::add(good, Variant{}, kSizes, {Type::kFloat32, Layout::kLinear});
@@ -214,6 +227,13 @@ TEST(every_number_of_the_table_is_checked) {
     CHECK_ERROR(read_images(good.table, ""), "the text ends");
     const auto cut = std::vector<std::int32_t>(good.table.begin(), good.table.begin() + 24);
     CHECK_ERROR(read_images(cut, good.text), "2 of the three kernels in float32 linear for sm_80");
+    // Another capability with texts that begin where the others do and end a letter earlier.
+    auto overlapping = good;
+    for (std::size_t column = 0; column < 36; ++column) {
+        const std::int32_t value = good.table[column];
+        overlapping.table.push_back(column % 12 == 3 ? 86 : column % 12 == 5 ? value - 1 : value);
+    }
+    CHECK_ERROR(read_images(overlapping.table, good.text), "row 3: its text overlaps another one");
     auto text = good.text;
     text.replace(text.find(".f32"), 4, ".u32");
     CHECK_ERROR(read_images(good.table, text), "the kernel aff_fuse takes");

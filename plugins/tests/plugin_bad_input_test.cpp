@@ -188,6 +188,34 @@ TEST(a_workspace_that_cannot_be_is_not_given) {
     CHECK_SAID("use a smaller batch");
 }
 
+TEST(more_axes_than_a_description_holds_are_refused) {
+    Ready ready({});
+    for (const int axes : {9, 1000, -1}) {
+        for (std::size_t index = 0; index < ready.seen.all.size(); ++index) {
+            const auto kept = ready.seen.all[index].dims.nbDims;
+            ready.seen.all[index].dims.nbDims = axes;
+            CHECK(ready.shape_change() != 0);
+            CHECK_SAID(std::to_string(axes) + " axes");
+            const auto dynamic = ready.seen.dynamic();
+            if (index + 1 < ready.seen.all.size()) {
+                CHECK(ready.plugin.build->configurePlugin(dynamic.data(), ready.seen.inputs(), &dynamic.back(), 1) != 0);
+                CHECK_SAID(std::to_string(axes) + " axes");
+            }
+            ready.seen.all[index].dims.nbDims = kept;
+        }
+    }
+    CHECK(ready.shape_change() == 0);
+}
+
+TEST(sizes_that_cannot_be_launched_are_refused_when_they_change) {
+    Ready ready({});
+    for (auto& desc : ready.seen.all) {
+        desc.dims.d[0] = desc.dims.nbDims == 4 && desc.dims.d[0] == kSizes.images ? std::int64_t{1} << 30 : desc.dims.d[0];
+    }
+    CHECK(ready.shape_change() != 0);
+    CHECK_SAID("use a smaller batch");
+}
+
 TEST(without_a_finder_errors_go_to_stderr) {
     library().set_finder(nullptr);
     CHECK(library().creator("AttentionalFusion")->createPlugin("layer7", nullptr, Phase::kBUILD) == nullptr);

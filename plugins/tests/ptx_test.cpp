@@ -149,10 +149,51 @@ TEST(what_is_not_known_is_refused_with_its_line) {
     CHECK_THROWS(Invalid, read(kernel("mov.b32 %r2, %clock;")), "line 19: an operand that the stand-in does not know: %clock");
     CHECK_THROWS(Invalid, read(kernel("{ .reg .pred q; }")), "blocks inside a kernel");
     CHECK_THROWS(Invalid, read(kernel("bra $nowhere;")), "no label $nowhere");
-    CHECK_THROWS(Invalid, read(".version 8.0\n.visible .entry k(.param .b8 k_0[16]) { ret; }"),
+    CHECK_THROWS(Invalid, read(".version 8.0\n.target sm_80\n.visible .entry k(.param .b8 k_0[16]) { ret; }"),
                  "a parameter that the stand-in does not know");
-    CHECK_THROWS(Invalid, read(".version 8.0\n.visible .entry k() { mov.b32 %r2"), "breaks off");
-    CHECK_THROWS(Fault, run("and.b32 %r2, %r1;"), "another number of operands");
+    CHECK_THROWS(Invalid, read(".version 8.0\n.target sm_80\n.visible .entry k() { mov.b32 %r2"), "breaks off");
+    CHECK_THROWS(Invalid, run("and.b32 %r2, %r1;"), "other operands than the instruction takes");
+}
+
+TEST(what_is_malformed_is_refused) {
+    for (const char* text :
+         {"bar.sync ;", "cp.async.wait_group ;", "shfl.sync.bfly.b32 %r2;", "ld.global.b32 ;", "ld.global.b32 { %r2 }, %rd0;",
+          "st.global.b32 %rd1, { %r1 };", "ld.global.v4.b32 { %r2 }, [ %rd0 ];", "st.global.b32 [ %rd1 ], { %r1, %r2 };",
+          "mov.b32 5, %r1;", "mov.u32 %tid.x, %r1;", "mov.b64 {%rs1, %rs2, %rs3}, %rd0;", "add.s32 [%r2], %r1, %r1;"}) {
+        CHECK_THROWS(Invalid, read(kernel(text)), "line 19: other operands than the instruction takes");
+    }
+    for (const char* number : {"017", "U", "0f", "0f3F80", "0x", "1.5", "--1", "99999999999999999999999"}) {
+        CHECK_THROWS(Invalid, read(kernel(std::string("mov.b32 %r2, ") + number + ";")),
+                     "an operand that the stand-in does not know");
+    }
+    CHECK_THROWS(Invalid, read(kernel("ld.global.b32 { %r2 }, [ %rd1 + abc ];")), "an operand that the stand-in does not know");
+    CHECK_THROWS(Invalid, read(kernel("ld.global.s16 { %r2 }, [ %rd1 + 0 ];")), "does not know the instruction ld.global.s16");
+    CHECK_THROWS(Invalid, read(kernel("$a:\n$a:")), "a label that is there twice");
+    CHECK_THROWS(Invalid, read(kernel(".reg .b32 %r<2>;")), "a register that is there twice");
+    CHECK_THROWS(Invalid, read(kernel(".reg .b32 %z<65530>;")), "too many registers");
+    CHECK_THROWS(Fault, run("shfl.sync.bfly.b32 %r2, %r1, 1, 7199, 1;"), "a shuffle among some lanes");
+    CHECK_THROWS(Fault, run("bfe.u32 %r2, %r1, -1, 1;"), "a field of bits outside");
+}
+
+TEST(products_of_four_warps_are_waited_for_and_see_what_was_fenced) {
+    // D = A B of zeros: A and B are halves without swizzle, in the first 4 KiB.
+    const auto product = [](const std::string& fence, const std::string& wait) {
+        return ".version 8.0\n.target sm_90a\n.visible .entry k()\n.reqntid 128\n{\n.reg .b32 %r<9>;\n.reg .b64 %rd<3>;\n"
+               ".reg .pred %p<2>;\nmov.u32 %r0, %tid.x;\nshl.b32 %r1, %r0, 4;\nmov.b32 %r2, 0;\n"
+               "st.shared.v4.b32 [%r1], {%r2, %r2, %r2, %r2};\nst.shared.v4.b32 [%r1+2048], {%r2, %r2, %r2, %r2};\n" +
+               fence + "bar.sync 0;\nmov.b64 %rd0, 0x800080000;\nmov.pred %p0, 0;\n" +
+               "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%r4, %r5, %r6, %r7}, %rd0, %rd0, %p0, 1, 1, 0, 0;\n"
+               "wgmma.commit_group.sync.aligned;\n" +
+               wait + "add.f32 %r8, %r4, %r5;\nret;\n}\n";
+    };
+    const std::string fence = "fence.proxy.async.shared::cta;\n", wait = "wgmma.wait_group.sync.aligned 0;\n";
+    const auto executed = [](const std::string& text) {
+        DeviceMemory memory;
+        return run(read(text).at(0), {1, 128, 4096, {}}, memory).products;
+    };
+    CHECK(executed(product(fence, wait)) == 4);
+    CHECK_THROWS(Fault, executed(product("", wait)), "what nobody has fenced");
+    CHECK_THROWS(Fault, executed(product(fence, "")), "a register of a product that is still under way");
 }
 
 }  // namespace

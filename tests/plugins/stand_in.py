@@ -109,6 +109,7 @@ class StandIn:
     def _function(self, image: KernelImage) -> ctypes.c_void_p:
         if image in self._loaded:
             return self._loaded[image]
+        self._library.stand_in_set_capability(*divmod(image.capability, 10))
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
         log = ctypes.create_string_buffer(8192)
         options = (ctypes.c_int * 2)(5, 6)

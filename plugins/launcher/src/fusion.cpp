@@ -49,15 +49,26 @@ Fusion::Fusion(cuda::ModuleCache& cache, const cuda::Driver& driver, const Varia
     fuse_kernel_ = std::make_shared<const cuda::Kernel>(cache, image_.fuse);
 }
 
+Geometry Fusion::plan(const Sizes& sizes) const {
+    require(sizes.positions % image_.positions_multiple == 0, [&] {
+        return "the kernels were compiled for a multiple of " + std::to_string(image_.positions_multiple) + " positions, not " +
+               std::to_string(sizes.positions);
+    });
+    return geometry(variant_, sizes, image_.blocks);
+}
+
+void Fusion::check(const Sizes& sizes) const {
+    if (sizes.images != 0 && sizes.positions != 0) {
+        static_cast<void>(plan(sizes));
+    }
+}
+
 void Fusion::enqueue(const Sizes& sizes, const Tensors& tensors, float scale, cuda::Stream stream) const {
     if (sizes.images == 0 || sizes.positions == 0) {
         return;
     }
     require(stream != nullptr, [] { return "the stream is null: run the engine on a stream of your own"; });
-    require(sizes.positions % image_.positions_multiple == 0, [&] {
-        return "the kernels were compiled for a multiple of " + std::to_string(image_.positions_multiple) + " positions, not " +
-               std::to_string(sizes.positions);
-    });
+    const Geometry g = plan(sizes);
     check_address("x", tensors.x, true);
     check_address("y", tensors.y, variant_.blend);
     check_address("the context", tensors.a, variant_.explicit_context);
@@ -65,7 +76,6 @@ void Fusion::enqueue(const Sizes& sizes, const Tensors& tensors, float scale, cu
     check_address("the workspace", tensors.workspace, true);
     check_branch(tensors.local, variant_.local);
     check_branch(tensors.global, variant_.global);
-    const Geometry g = geometry(variant_, sizes, image_.blocks);
     const auto images = static_cast<std::int32_t>(sizes.images);
     const auto positions = static_cast<std::int32_t>(sizes.positions);
 

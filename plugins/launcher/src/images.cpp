@@ -96,11 +96,17 @@ std::vector<Image> read_images(const std::vector<std::int32_t>& table, const std
                " are wanted";
     });
     std::map<std::pair<std::int32_t, std::int32_t>, cuda::Text> texts;
+    std::size_t bytes_of_texts = 0;
     std::map<Key, std::map<std::int32_t, Row>> keys;
     for (std::size_t index = 0; index < table.size() / kRow; ++index) {
         const Row row = read_row(table, index, text.size());
         auto& range = texts[{row.offset, row.bytes}];
         if (range == nullptr) {
+            // Rows may share a text; texts that overlap would multiply it.
+            bytes_of_texts += static_cast<std::size_t>(row.bytes);
+            if (bytes_of_texts > text.size()) {
+                bad_row(index, "its text overlaps another one");
+            }
             range = std::make_shared<const std::string>(
                 text.substr(static_cast<std::size_t>(row.offset), static_cast<std::size_t>(row.bytes)));
         }

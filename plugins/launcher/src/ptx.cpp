@@ -39,9 +39,10 @@ std::string next_word(const std::string& text, std::size_t& at) {
 
 // Behind the entry's name; throws if there is none.
 std::size_t behind_entry(const std::string& ptx, const std::string& entry) {
-    for (std::size_t at = ptx.find(".entry"); at != std::string::npos; at = ptx.find(".entry", at)) {
-        next_word(ptx, at);
-        if (next_word(ptx, at) == entry) {
+    // Word by word, as the driver reads it: what stands in a comment is no kernel.
+    std::size_t at = 0;
+    for (std::string word = next_word(ptx, at); !word.empty(); word = next_word(ptx, at)) {
+        if (word == ".entry" && next_word(ptx, at) == entry) {
             return at;
         }
     }

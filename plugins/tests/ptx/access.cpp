@@ -18,9 +18,6 @@ std::uint64_t address_of(const Warp& warp, const Operand& operand, std::uint32_t
 void copy(Warp& warp, const Instruction& instruction, std::uint32_t active, Block& block) {
     std::vector<std::uint64_t> touched, banked;
     const auto& operands = instruction.operands;
-    if (operands.size() != 3 && operands.size() != 4) {
-        throw Fault("another number of operands than the instruction has");
-    }
     for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
         if ((active >> lane & 1U) == 0) {
             continue;

@@ -96,7 +96,7 @@ void extract(Warp& w, const Instruction& i, std::uint32_t active) {
     }
     each<std::uint32_t, std::uint32_t, std::uint32_t>(
         w, i, active, [is_signed](std::uint32_t a, std::uint32_t position, std::uint32_t length) {
-            if (position + length > 32 || length == 0) {
+            if (position > 31 || length == 0 || length > 32 - position) {
                 throw Fault("a field of bits outside of its register");
             }
             const std::uint32_t up = a << (32 - position - length);

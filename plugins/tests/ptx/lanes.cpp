@@ -30,9 +30,6 @@ void floats(Warp& w, const Instruction& i, std::uint32_t active, F f) {
     const bool narrow = type != Type::kF32 && type != Type::kF32x2;
     const std::size_t parts = type == Type::kF32 || type == Type::kF16 || type == Type::kBf16 ? 1 : 2;
     const std::size_t width = narrow ? 16 : 32;
-    if (i.operands.size() != kArity + 1) {
-        throw Fault("another number of operands than the instruction has");
-    }
     for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
         if ((active >> lane & 1U) == 0) {
             continue;
@@ -185,9 +182,6 @@ void convert(Warp& w, const Instruction& i, std::uint32_t active) {
 // One register to another, to the parts of several, or several into one.
 void move(Warp& w, const Instruction& i, std::uint32_t active) {
     const std::size_t heads = i.heads, tails = i.operands.size() - heads;
-    if (heads == 0 || tails == 0 || (heads != 1 && tails != 1)) {
-        throw Fault("another number of operands than the instruction has");
-    }
     const std::size_t width = 8 * bytes_of(i.what.type), part = width / heads / tails;
     const std::uint64_t mask = i.what.type == Type::kPred ? 1 : part == 64 ? ~0ULL : (1ULL << part) - 1;
     for (std::uint32_t lane = 0; lane < kLanes; ++lane) {

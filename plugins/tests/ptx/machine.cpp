@@ -1,8 +1,12 @@
 // Blocks, warps, and what moves a warp from one instruction to the next.
 #include "machine.h"
 
+#include <algorithm>
+
 namespace ptx {
 namespace {
+
+constexpr std::uint64_t kMostInstructions = 1'000'000'000;  // of the warps of a launch: more is taken for an endless loop
 
 // Lanes whose predicate allows the instruction.
 std::uint32_t active_lanes(const Warp& warp, const Instruction& instruction) {
@@ -18,6 +22,12 @@ std::uint32_t active_lanes(const Warp& warp, const Instruction& instruction) {
 }
 
 void shuffle(Warp& warp, const Instruction& instruction) {
+    const auto constant = [&](std::size_t index) {
+        return static_cast<std::uint32_t>(warp.columns[instruction.operands[index].column][0]);
+    };
+    if (constant(3) != kLanes - 1 || constant(4) != ~0U) {
+        throw Fault("a shuffle among some lanes, which the stand-in does not know");
+    }
     const Column from = warp.columns[instruction.operands[1].column];
     const Column& which = warp.columns[instruction.operands[2].column];
     Column& to = warp.columns[instruction.operands[0].column];
@@ -37,8 +47,32 @@ void wait_for_copies(Warp& warp, const Instruction& instruction, Block& block) {
     }
 }
 
+// A product that is under way may still read and write its registers; another product may add to them.
+void check_products(const Warp& warp, const Instruction& instruction) {
+    if (instruction.what.op == Op::kGroupProduct) {
+        return;
+    }
+    for (const auto& group : warp.products) {
+        for (const Operand& operand : instruction.operands) {
+            if (std::find(group.begin(), group.end(), operand.column) != group.end()) {
+                throw Fault("a register of a product that is still under way");
+            }
+        }
+    }
+}
+
+void wait_for_products(Warp& warp, const Instruction& instruction) {
+    const std::uint64_t left = warp.columns[instruction.operands[0].column][0];
+    while (warp.products.size() - 1 > left) {
+        warp.products.erase(warp.products.begin());
+    }
+}
+
 void step(Warp& warp, const Instruction& instruction, Block& block) {
-    ++block.counts.instructions;
+    if (++block.counts.instructions > kMostInstructions) {
+        throw Fault("no end after so many instructions");
+    }
+    check_products(warp, instruction);
     const std::uint32_t active = active_lanes(warp, instruction);
     const Op op = instruction.what.op;
     const bool alone = op <= Op::kCopy;
@@ -57,7 +91,7 @@ void step(Warp& warp, const Instruction& instruction, Block& block) {
             warp.done = true;
             return;
         case Op::kBarrier:
-            if (warp.columns[instruction.operands[0].column][0] != 0 || instruction.operands.size() != 1) {
+            if (warp.columns[instruction.operands[0].column][0] != 0) {
                 throw Fault("a barrier of a part of the block, which the stand-in does not know");
             }
             warp.waiting = true;
@@ -73,6 +107,13 @@ void step(Warp& warp, const Instruction& instruction, Block& block) {
             return;
         case Op::kWaitCopies:
             return wait_for_copies(warp, instruction, block);
+        case Op::kProxyFence:
+            return block.shared.fence(warp.index);
+        case Op::kCommitProducts:
+            warp.products.emplace_back();
+            return;
+        case Op::kWaitProducts:
+            return wait_for_products(warp, instruction);
         case Op::kLoadMatrices:
         case Op::kStoreMatrices:
         case Op::kMatrixProduct:
@@ -109,6 +150,7 @@ std::vector<Warp> warps_of(const Program& program, const Launch& launch, std::ui
         warp.index = index;
         warp.columns.assign(program.columns, Column{});
         warp.copies.resize(1);
+        warp.products.resize(1);
         for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
             warp.columns[Program::kThread][lane] = index * kLanes + lane;
         }
@@ -147,6 +189,9 @@ void run_block(std::vector<Warp> warps, const Program& program, Block& block) {
 }  // namespace
 
 Counts run(const Program& program, const Launch& launch, DeviceMemory& memory) {
+    if (launch.threads == 0 || launch.threads > kMostThreads || launch.threads % kLanes != 0) {
+        throw Fault("blocks of " + std::to_string(launch.threads) + " threads, which the stand-in does not know");
+    }
     Counts counts;
     const std::uint32_t first = memory.begin_launch(launch.blocks);
     for (std::uint32_t number = 0; number < launch.blocks; ++number) {

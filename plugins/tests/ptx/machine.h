@@ -14,7 +14,7 @@
 
 namespace ptx {
 
-constexpr std::uint32_t kLanes = 32;
+constexpr std::uint32_t kLanes = 32, kMostThreads = 1024;
 
 struct Launch {
     std::uint32_t blocks = 1;  // one-dimensional
@@ -50,6 +50,8 @@ struct Warp {
     bool waiting = false;  // at a barrier of the block
     std::vector<Column> columns;
     std::vector<std::vector<Copy>> copies;  // groups, the last one open
+    // Of products that are under way, the columns that they read and write: groups likewise.
+    std::vector<std::vector<std::uint32_t>> products;
 };
 
 // What instructions of a block share.

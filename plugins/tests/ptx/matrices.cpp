@@ -43,9 +43,6 @@ void read_rows(const Registers& registers, Type type, float (&a)[kRows][kMostInn
 void load_or_store(Warp& warp, const Instruction& instruction, Block& block) {
     const bool store = instruction.what.op == Op::kStoreMatrices, transposed = instruction.what.detail < 0;
     const auto count = static_cast<std::uint32_t>(transposed ? -instruction.what.detail : instruction.what.detail);
-    if (instruction.operands.size() != count + 1) {
-        throw Fault("another number of operands than the instruction has");
-    }
     const Operand& address = instruction.operands[store ? 0 : count];
     std::vector<std::uint64_t> touched;
     std::vector<Column> loaded;
@@ -96,9 +93,6 @@ void load_or_store(Warp& warp, const Instruction& instruction, Block& block) {
 }
 
 void product(Warp& warp, const Instruction& instruction, Block& block) {
-    if (instruction.operands.size() != 14) {
-        throw Fault("another number of operands than the instruction has");
-    }
     const auto registers = [&](std::size_t index) -> Column& { return warp.columns[instruction.operands[index].column]; };
     const Type type = instruction.what.to;
     const std::uint32_t each = in_register(type), inner = 8 * each;
@@ -188,7 +182,7 @@ void execute_group_product(Warp& warp, const Instruction& instruction, Block& bl
     const std::size_t bytes = 4 / in_register(type);
     const auto load = [&](std::uint64_t where) {
         std::uint32_t value = 0;
-        std::memcpy(&value, block.shared.read(where, bytes, warp.index * kLanes), bytes);
+        std::memcpy(&value, block.shared.read_by_product(where, bytes, warp.index * kLanes), bytes);
         return number(value, 0, type);
     };
     float a[kRows][kMostInner];
@@ -218,6 +212,10 @@ void execute_group_product(Warp& warp, const Instruction& instruction, Block& bl
             }
             registers(index)[lane] = to_bits(sum);
         }
+    }
+    // Descriptors are read at once, registers until the product is done.
+    for (std::size_t index = 0; index < (rows_in_registers ? behind_rows : results); ++index) {
+        warp.products.back().push_back(instruction.operands[index].column);
     }
     ++block.counts.products;
 }

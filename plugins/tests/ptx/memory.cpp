@@ -139,6 +139,18 @@ const std::uint8_t* SharedMemory::read(std::uint64_t address, std::size_t bytes,
     return data_.data() + address;
 }
 
+const std::uint8_t* SharedMemory::read_by_product(std::uint64_t address, std::size_t bytes, std::uint32_t thread) {
+    const std::uint8_t* found = read(address, bytes, thread);
+    for (std::size_t index = 0; index < bytes; ++index) {
+        const Shadow& shadow = shadow_[address + index];
+        // The writer's, or the reader's behind the barrier between them.
+        if (std::max(fences_[shadow.writer / 32], fences_[thread / 32]) < shadow.write_number) {
+            refuse("read by a product of what nobody has fenced", address, bytes);
+        }
+    }
+    return found;
+}
+
 void SharedMemory::check_write(std::uint64_t address, const std::uint8_t* from, std::size_t bytes, std::uint32_t thread) const {
     check(address, bytes);
     const std::uint32_t warp = thread / 32;
@@ -157,6 +169,7 @@ void SharedMemory::check_write(std::uint64_t address, const std::uint8_t* from, 
 }
 
 void SharedMemory::mark_written(std::uint64_t address, std::size_t bytes, std::uint32_t thread) {
+    ++writes_;
     for (std::size_t index = 0; index < bytes; ++index) {
         Shadow& shadow = shadow_[address + index];
         shadow.written = true;
@@ -164,6 +177,7 @@ void SharedMemory::mark_written(std::uint64_t address, std::size_t bytes, std::u
         shadow.writer = static_cast<std::uint16_t>(thread);
         shadow.write_epoch = epoch_;
         shadow.write_turn = turn(thread);
+        shadow.write_number = writes_;
     }
 }
 

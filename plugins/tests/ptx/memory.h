@@ -74,6 +74,9 @@ class SharedMemory {
 
     const std::uint8_t* read(std::uint64_t address, std::size_t bytes, std::uint32_t thread);
     void write(std::uint64_t address, const void* from, std::size_t bytes, std::uint32_t thread);
+    // Read by a product that does not see what threads wrote until they fenced it.
+    const std::uint8_t* read_by_product(std::uint64_t address, std::size_t bytes, std::uint32_t thread);
+    void fence(std::uint32_t warp) { fences_[warp] = writes_; }
     // An asynchronous copy is under way from `begin_copy` to `land`, and its bytes must not be touched.
     void begin_copy(std::uint64_t address, std::size_t bytes, std::uint32_t thread);
     void land(std::uint64_t address, const void* from, std::size_t bytes, std::uint32_t thread);
@@ -88,6 +91,7 @@ class SharedMemory {
         std::uint16_t writer = 0;       // thread
         std::uint32_t write_epoch = 0;  // barriers of the block before the write
         std::uint32_t write_turn = 0;   // barriers of the warp
+        std::uint64_t write_number = 0;
         std::uint32_t read_epoch = 0;
         std::uint32_t readers = 0;  // warps, a bit each
     };
@@ -101,6 +105,8 @@ class SharedMemory {
     std::vector<Shadow> shadow_;
     std::uint32_t epoch_ = 1;
     std::uint32_t turns_[32] = {};
+    std::uint64_t writes_ = 0;       // so far
+    std::uint64_t fences_[32] = {};  // how many there were at the last fence of each warp
 };
 
 }  // namespace ptx

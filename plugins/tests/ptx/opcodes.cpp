@@ -81,11 +81,14 @@ const Table& typed() {
         for (const auto& [name, comparison] : comparisons) {
             made["setp." + name] = {Op::kCompare, Type::kNone, Type::kNone, static_cast<int>(comparison)};
         }
-        for (const char* vector : {"", ".v2", ".v4"}) {
-            made[std::string("ld.global") + vector] = {Op::kLoadGlobal};
-            made[std::string("st.global") + vector] = {Op::kStoreGlobal};
-            made[std::string("ld.shared") + vector] = {Op::kLoadShared};
-            made[std::string("st.shared") + vector] = {Op::kStoreShared};
+        for (const auto& [vector, count] : {std::pair{"", 1}, std::pair{".v2", 2}, std::pair{".v4", 4}}) {
+            const auto access = [&made, vector = std::string(vector), count = count](const std::string& word, Op op) {
+                made[word + vector] = {op, Type::kNone, Type::kNone, count};
+            };
+            access("ld.global", Op::kLoadGlobal);
+            access("st.global", Op::kStoreGlobal);
+            access("ld.shared", Op::kLoadShared);
+            access("st.shared", Op::kStoreShared);
         }
         for (const int count : {1, 2, 4}) {
             const std::string shape = "matrix.sync.aligned.m8n8.x" + std::to_string(count);
@@ -116,11 +119,11 @@ const Table& untyped() {
         {"cp.async.cg.shared.global", {Op::kCopy}},
         {"cp.async.commit_group", {Op::kCommitCopies}},
         {"cp.async.wait_group", {Op::kWaitCopies}},
-        // A product of a group of warps is computed where it is asked for, so that nothing is left to wait for.
-        {"fence.proxy.async.shared::cta", {Op::kNothing}},
+        {"fence.proxy.async.shared::cta", {Op::kProxyFence}},
+        // Orders writes of registers before a product, which is not looked at: here a product reads them at once.
         {"wgmma.fence.sync.aligned", {Op::kNothing}},
-        {"wgmma.commit_group.sync.aligned", {Op::kNothing}},
-        {"wgmma.wait_group.sync.aligned", {Op::kNothing}},
+        {"wgmma.commit_group.sync.aligned", {Op::kCommitProducts}},
+        {"wgmma.wait_group.sync.aligned", {Op::kWaitProducts}},
     };
     return all;
 }
@@ -151,7 +154,11 @@ Opcode decode(const std::string& text) {
         if (const auto found = typed().find(words); found != typed().end()) {
             Opcode what = found->second;
             what.type = type;
-            return what;
+            const bool access = what.op >= Op::kLoadGlobal && what.op <= Op::kStoreShared;
+            // A signed load would extend its sign into a wider register.
+            if (!access || (type != Type::kPred && type != Type::kS16 && type != Type::kS32 && type != Type::kS64)) {
+                return what;
+            }
         }
         const auto [conversion, to] = split(words);
         const bool known = to == Type::kTf32 ? conversion == "cvt.rna" : conversion == "cvt" || conversion == "cvt.rn";

@@ -4,6 +4,7 @@
 #include <cctype>
 #include <cstdlib>
 #include <map>
+#include <set>
 
 namespace ptx {
 namespace {
@@ -47,10 +48,13 @@ class Reader {
                 throw Invalid(std::string("the stand-in does not know ") + unknown);
             }
         }
+        const auto [capability, specific] = target();
         std::vector<Program> all;
         for (at_ = text_.find(".entry"); at_ != std::string::npos; at_ = text_.find(".entry", at_)) {
             at_ += 6;
             all.push_back(kernel());
+            all.back().capability = capability;
+            all.back().specific = specific;
         }
         if (all.empty()) {
             throw Invalid("no kernel");
@@ -59,6 +63,23 @@ class Reader {
     }
 
   private:
+    // .target sm_90a
+    std::pair<int, bool> target() {
+        const std::size_t found = text_.find(".target");
+        if (found == std::string::npos) {
+            throw Invalid("no .target");
+        }
+        at_ = found + 7;
+        const std::string name = until("\n");
+        char* end = nullptr;
+        const long number = name.rfind("sm_", 0) == 0 ? std::strtol(name.c_str() + 3, &end, 10) : 0;
+        const std::string rest = end == nullptr ? "" : end;
+        if (number < 50 || number > 999 || (!rest.empty() && rest != "a")) {
+            throw Invalid("a target that the stand-in does not know: " + name);
+        }
+        return {static_cast<int>(number), !rest.empty()};
+    }
+
     std::string until(const char* ends) {
         const std::size_t begin = at_;
         at_ = text_.find_first_of(ends, at_);
@@ -82,6 +103,7 @@ class Reader {
         program_ = {};
         names_ = {{"%tid.x", Program::kThread}, {"%ctaid.x", Program::kBlock}, {"%nctaid.x", Program::kBlocks}};
         labels_.clear();
+        writable_.clear();
         branches_.clear();
         program_.columns = Program::kFirstParameter;
         statement_ = at_;
@@ -128,7 +150,9 @@ class Reader {
                 ++end;
             }
             if (end > at_ && text_.compare(end, 1, ":") == 0) {
-                labels_[text_.substr(at_, end - at_)] = program_.code.size();
+                if (!labels_.emplace(text_.substr(at_, end - at_), program_.code.size()).second) {
+                    refuse("a label that is there twice");
+                }
                 at_ = end + 1;
             } else if (text_[at_] == '{') {
                 refuse("the stand-in does not know blocks inside a kernel");
@@ -160,11 +184,14 @@ class Reader {
             refuse("registers that the stand-in does not know: " + text);
         }
         const std::size_t count = std::strtoul(text.c_str() + open + 1, nullptr, 10);
-        if (count > kMostRegisters) {
+        if (count + program_.columns > kMostRegisters) {
             refuse("too many registers");
         }
         for (std::size_t index = 0; index < count; ++index) {
-            names_[text.substr(name, open - name) + std::to_string(index)] = column();
+            if (!names_.emplace(text.substr(name, open - name) + std::to_string(index), column()).second) {
+                refuse("a register that is there twice");
+            }
+            writable_.insert(static_cast<std::uint32_t>(program_.columns - 1));
         }
     }
 
@@ -173,7 +200,7 @@ class Reader {
         if (text[0] == '@') {
             const std::size_t end = text.find_first_of(" \t");
             made.unless = text.size() > 1 && text[1] == '!';
-            made.guard = named(text.substr(made.unless ? 2 : 1, end - (made.unless ? 2 : 1)));
+            made.guard = named(text.substr(made.unless ? 2 : 1, end - (made.unless ? 2 : 1))).column;
             text = trimmed(end == std::string::npos ? "" : text.substr(end));
         }
         const std::size_t end = std::min(text.find_first_of(" \t"), text.size());
@@ -187,6 +214,9 @@ class Reader {
             branches_.emplace_back(program_.code.size(), operands);
         } else {
             read_operands(operands, made);
+            if (!fits(made)) {
+                refuse("other operands than the instruction takes: " + text);
+            }
         }
         made.line = line();
         program_.code.push_back(std::move(made));
@@ -210,11 +240,11 @@ class Reader {
             if (group) {
                 for (std::size_t item = 0; item < inner.size();) {
                     const std::size_t comma = std::min(inner.find(',', item), inner.size());
-                    made.operands.push_back({named(trimmed(inner.substr(item, comma - item))), 0});
+                    made.operands.push_back(named(trimmed(inner.substr(item, comma - item))));
                     item = comma + 1;
                 }
             } else {
-                made.operands.push_back(address ? read_address(inner) : Operand{named(inner), 0});
+                made.operands.push_back(address ? read_address(inner) : named(inner));
             }
             made.heads = made.heads == 0 ? made.operands.size() : made.heads;
             at = end == std::string::npos ? text.size() : end + (group || address ? 1 : 0);
@@ -224,37 +254,42 @@ class Reader {
     // %rd5, %rd5+16, %rd5 + 16
     Operand read_address(const std::string& text) {
         const std::size_t plus = text.find('+');
-        const std::string base = trimmed(text.substr(0, plus));
-        return {named(base), plus == std::string::npos ? 0 : std::strtoll(text.c_str() + plus + 1, nullptr, 0)};
+        Operand made = named(trimmed(text.substr(0, plus)));
+        made.kind = Operand::Kind::kAddress;
+        made.offset = plus == std::string::npos ? 0 : static_cast<std::int64_t>(number(trimmed(text.substr(plus + 1))));
+        return made;
     }
 
-    std::uint32_t named(const std::string& name) {
+    Operand named(const std::string& name) {
         if (const auto found = names_.find(name); found != names_.end()) {
-            return found->second;
+            return {found->second, writable_.count(found->second) != 0 ? Operand::Kind::kRegister : Operand::Kind::kValue};
         }
+        const std::uint32_t made = names_[name] = column();
         if (name == "_") {
-            return names_[name] = column();
+            writable_.insert(made);
+            return {made};
         }
         // The only shared memory that kernels have is dynamic and starts at 0.
-        if (name == "global_smem") {
-            return constant(name, 0);
-        }
-        const bool real = name.rfind("0f", 0) == 0;
-        char* end = nullptr;
-        const std::uint64_t value = real ? std::strtoull(name.c_str() + 2, &end, 16)
-                                    : name.rfind("0x", 0) == 0
-                                        ? std::strtoull(name.c_str(), &end, 16)
-                                        : static_cast<std::uint64_t>(std::strtoll(name.c_str(), &end, 10));
-        if (name.empty() || (*end != '\0' && std::string(end) != "U")) {
-            refuse("an operand that the stand-in does not know: " + name);
-        }
-        return constant(name, value);
+        program_.constants.emplace_back(made, name == "global_smem" ? 0 : number(name));
+        return {made, Operand::Kind::kValue};
     }
 
-    std::uint32_t constant(const std::string& name, std::uint64_t value) {
-        const std::uint32_t made = names_[name] = column();
-        program_.constants.emplace_back(made, value);
-        return made;
+    // 12, -12, 0x1F, 0x1FU, 0f3F800000 (the bits of a float)
+    std::uint64_t number(std::string text) {
+        const std::string said = text;
+        const bool real = text.rfind("0f", 0) == 0, hexadecimal = real || text.rfind("0x", 0) == 0;
+        const bool negative = text.rfind('-', 0) == 0;
+        text = text.substr(hexadecimal ? 2 : negative ? 1 : 0);
+        if (!real && !text.empty() && text.back() == 'U') {
+            text.pop_back();
+        }
+        const bool octal = !hexadecimal && text.size() > 1 && text[0] == '0';
+        const bool digits = text.find_first_not_of(hexadecimal ? "0123456789abcdefABCDEF" : "0123456789") == std::string::npos;
+        if (text.empty() || text.size() > 20 || octal || !digits || (real && text.size() != 8)) {
+            refuse("an operand that the stand-in does not know: " + said);
+        }
+        const std::uint64_t value = std::strtoull(text.c_str(), nullptr, hexadecimal ? 16 : 10);
+        return negative ? 0 - value : value;
     }
 
     std::string text_;
@@ -264,6 +299,7 @@ class Reader {
     std::size_t line_ = 1;
     Program program_;
     std::map<std::string, std::uint32_t> names_;
+    std::set<std::uint32_t> writable_;  // columns of registers
     std::map<std::string, std::size_t> labels_;
     std::vector<std::pair<std::size_t, std::string>> branches_;
 };

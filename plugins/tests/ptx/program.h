@@ -32,9 +32,10 @@ enum class Op : std::uint8_t {
     kRemainder, kMinimum, kMaximum, kNegate, kAbsolute, kAnd, kOr, kXor, kNot, kShiftLeft, kShiftRight, kExtract, kPermute,
     kSelect, kCompare, kConvert, kExponential, kAddMixed,
     // memory
-    kLoadGlobal, kStoreGlobal, kLoadShared, kStoreShared, kCopy, kCommitCopies, kWaitCopies,
+    kLoadGlobal, kStoreGlobal, kLoadShared, kStoreShared, kCopy, kCommitCopies, kWaitCopies, kProxyFence,
     // a warp together
     kShuffleXor, kShuffleIndex, kLoadMatrices, kStoreMatrices, kMatrixProduct, kGroupProduct,
+    kCommitProducts, kWaitProducts,
     // control
     kBranch, kReturn, kBarrier, kWarpBarrier, kNothing
 };
@@ -46,7 +47,7 @@ struct Opcode {
     Op op = Op::kNothing;
     Type type = Type::kNone;  // of the operands; of the result where it says how wide that is
     Type to = Type::kNone;    // conversions alone: of the result
-    int detail = 0;           // the comparison, the number of matrices, columns of a product; negative: transposed
+    int detail = 0;           // the comparison; how many values, matrices (negative: transposed) or columns of a product
 };
 
 // Throws Invalid for an opcode that is not known.
@@ -54,7 +55,10 @@ Opcode decode(const std::string& text);
 
 // Every operand is a column of the machine's registers: immediates, parameters and special registers have columns too.
 struct Operand {
+    enum class Kind : std::uint8_t { kRegister, kValue, kAddress };  // a value is not to be written
+
     std::uint32_t column = 0;
+    Kind kind = Kind::kRegister;
     std::int64_t offset = 0;  // added to an address
 };
 
@@ -68,6 +72,10 @@ struct Instruction {
     std::size_t line = 0;           // of the text, for messages
 };
 
+// Whether the operands are those that the instruction takes: results, then inputs; an address, or two, where the instruction
+// has them and nowhere else.
+bool fits(const Instruction& instruction);
+
 // One kernel. The first columns are %tid.x, %ctaid.x and %nctaid.x, and parameters follow.
 struct Program {
     static constexpr std::uint32_t kThread = 0, kBlock = 1, kBlocks = 2, kFirstParameter = 3;
@@ -75,6 +83,8 @@ struct Program {
     std::string entry;
     std::vector<std::size_t> parameter_bytes;
     unsigned int threads = 0;  // that a block must have; 0: any
+    int capability = 0;        // of the target, as 80 for sm_80
+    bool specific = false;     // to it alone, as sm_90a
     std::vector<Instruction> code;
     std::size_t columns = 0;
     std::vector<std::pair<std::uint32_t, std::uint64_t>> constants;  // columns and their values

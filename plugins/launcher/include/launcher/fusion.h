@@ -33,6 +33,8 @@ class Fusion {
     Fusion(cuda::ModuleCache& cache, const cuda::Driver& driver, const Variant& variant, const std::vector<Image>& images,
            Type type, Layout layout);
 
+    // Throws Error for sizes that enqueue would refuse.
+    void check(const Sizes& sizes) const;
     // Throws Error, before anything is launched, for sizes or addresses that the kernels cannot take. No images or no
     // positions: launches nothing.
     void enqueue(const Sizes& sizes, const Tensors& tensors, float scale, cuda::Stream stream) const;
@@ -42,6 +44,9 @@ class Fusion {
     Layout layout() const { return image_.layout; }
 
   private:
+    // Of sizes that are not empty.
+    Geometry plan(const Sizes& sizes) const;
+
     Variant variant_;
     Image image_;
     std::shared_ptr<const cuda::Kernel> context_kernel_;
