@@ -38,9 +38,9 @@ COLUMNS = f"""\
   values and their parts, which stay in the L2 cache of a large GPU.
 - **instructions** of threads for an element of x: of `aff_context`, `aff_reduce` and `aff_fuse`.
 - **issue**: how long these instructions take if every scheduler always has one, over how long 5 T take from memory. Both come
-  from the data sheet of an H100 SXM ({H100["bytes_per_second"] / 1e12:.2f} TB/s; 132 multiprocessors with 4 schedulers at 1.755 GHz).
-  Well below 1, memory is the bound, if latency is hidden; near or above it, instructions are. At batch 1 neither is: there the
-  three launches decide.
+  from the data sheet of an H100 SXM ({H100["bytes_per_second"] / 1e12:.2f} TB/s; 132 multiprocessors of 4 schedulers at
+  1.755 GHz). Well below 1, memory is the bound, if latency is hidden; near or above it, instructions are. At batch 1 neither
+  is: there the three launches decide.
 - **conflicts**: passes through the banks of shared memory, over the fewest possible.
 - **registers** of a thread, the most of the three kernels."""
 
@@ -84,7 +84,8 @@ def table(document: dict[str, Any]) -> str:
     lines = [
         "# What the compiled kernels do, counted",
         "",
-        f"The kernels' PTX for sm_{document['capability']} was executed on a CPU, and every access to memory counted. None of this is a time.",
+        f"The kernels' PTX for sm_{document['capability']} was executed on a CPU, and every access to memory counted.",
+        "None of this is a time.",
         "",
         COLUMNS,
         "",

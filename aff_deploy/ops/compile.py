@@ -11,6 +11,7 @@ architecture, since a driver refuses any that is newer than itself.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from aff_deploy.artifact import staged_file
-from aff_deploy.errors import MissingDependency, UsageError
+from aff_deploy.errors import MissingDependency, OutputError, UsageError
 from aff_deploy.ops.launch import CONTRACT, KERNELS, Blocks, Call, choose_blocks, constants, options
 
 PTX_VERSIONS = {80: 80, 86: 80, 89: 80, 90: 80, 100: 86, 120: 87}
@@ -116,10 +117,11 @@ def _image(call: Call, blocks: Blocks, kernel: str, capability: int, folder: Pat
     compiled = _kept(kept)
     if compiled is None:
         compiled = _compiled(kernel, signature, attributes, fixed, chosen, capability)
-        text = json.dumps({**compiled, "sha256": hashlib.sha256(compiled["ptx"].encode()).hexdigest()})
-        folder.mkdir(parents=True, exist_ok=True)
-        with staged_file(kept) as path:
-            path.write_text(text, encoding="ascii")
+        # Where nothing can be kept, as in some containers, it is compiled each time.
+        with contextlib.suppress(OSError, OutputError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with staged_file(kept) as path:
+                path.write_text(json.dumps({**compiled, "sha256": _sum(compiled)}), encoding="ascii")
     threads = 32 * chosen["num_warps"]
     return KernelImage(kernel, compiled["ptx"], capability, threads, compiled["shared"], launch_sizes(call, blocks, kernel))
 
@@ -128,10 +130,13 @@ def _kept(path: Path) -> dict[str, Any] | None:
     """What was compiled before; whatever is not exactly that is compiled again."""
     try:
         kept = json.loads(path.read_text(encoding="ascii"))
-        good = hashlib.sha256(kept["ptx"].encode()).hexdigest() == kept["sha256"] and isinstance(kept["shared"], int)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return kept if _sum(kept) == kept["sha256"] else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return kept if good else None
+
+
+def _sum(compiled: dict[str, Any]) -> str:
+    return hashlib.sha256(f"{compiled['shared']} {compiled['ptx']}".encode()).hexdigest()
 
 
 def _signature(call: Call, kernel: str) -> tuple[dict[str, str], dict[tuple[int], list[list[object]]]]:
@@ -190,7 +195,12 @@ def _compiled(
     function = getattr(kernels, kernel)
     types = {name: signature.get(name, "constexpr") for name in function.arg_names}
     source = ASTSource(function, types, fixed, attributes)
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    try:
+        made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    except OSError as error:
+        raise UsageError(
+            f"Triton cannot keep what it compiles: {error}", fix="set TRITON_CACHE_DIR to a folder that can be written"
+        ) from error
     return {"ptx": "\n".join(_lines(made.asm["ptx"])) + "\n", "shared": int(made.metadata.shared)}
 
 

@@ -236,6 +236,7 @@ def _check(
         shapes = [tuple(weight.shape[:2]) for weight in weights[4 * index : 4 * index + 4]]
         fits = shapes == [(inter, seen), (inter,), (x.shape[1], inter), (x.shape[1],)]
         pointwise = all(size == 1 for weight in weights for size in weight.shape[2:])
+        require(inter > 0, "there are no inner channels")
         require(
             fits and pointwise, f"weights of shapes {shapes} do not fit {seen} channels, {inter} inner and {x.shape[1]} outer"
         )

@@ -164,6 +164,21 @@ def test_what_was_compiled_is_kept_and_what_was_damaged_is_not(tmp_path: Path, m
     assert sorted(folder.iterdir()) == kept
 
 
+def test_whatever_is_kept_besides_the_text_is_checked_too(tmp_path: Path) -> None:
+    first = compile_call(SMALL, cache=tmp_path)
+    for path in tmp_path.glob("*.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text(encoding="ascii")), "shared": 7}), encoding="ascii")
+    assert compile_call(SMALL, cache=tmp_path) == first
+    next(iter(tmp_path.glob("*.json"))).write_text("[" * 100_000, encoding="ascii")
+    assert compile_call(SMALL, cache=tmp_path) == first
+
+
+def test_without_a_folder_to_keep_them_in_kernels_are_compiled_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    images = compile_call(SMALL, cache=tmp_path / "file")
+    assert [image.kernel for image in images] == list(KERNELS)
+
+
 def path_of_other(path: Path) -> str:
     """The file with one character of the text changed."""
     return path.read_text(encoding="ascii").replace(".version 8.0", ".version 8.1")

@@ -14,8 +14,9 @@ from aff_deploy.errors import UsageError
 from aff_deploy.ops.compile import KernelImage, compile_call
 from aff_deploy.ops.launch import Call
 from aff_deploy.passes import optimize
-from aff_deploy.passes.functions import attributes
-from aff_deploy.passes.kernels import KERNELS, ROW, Attached, attach_kernels, bytes_by_kernels, bytes_natively, list_kernels
+from aff_deploy.passes.functions import attributes, variant_of
+from aff_deploy.passes.kernel_calls import bytes_by_kernels, bytes_natively
+from aff_deploy.passes.kernels import KERNELS, ROW, Attached, attach_kernels, list_kernels
 from tests.passes.attention import Attention
 from tests.passes.graphs import feeds_of, run_ort
 
@@ -97,7 +98,7 @@ def test_the_file_is_valid_and_runs_as_before(cache: Path, tmp_path: Path) -> No
 def test_asked_types_and_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
     def compiled(call: Call, capability: int, *, cache: Path | None) -> list[KernelImage]:
         text = f"{call.dtype} {call.layout} {capability}"
-        return [KernelImage(kernel, f"{text} {kernel}", capability, 128, 0, (1,)) for kernel in call.kernels]
+        return [KernelImage(kernel, f"{text} {kernel}", capability, 128, 0, (1,)) for kernel in KERNELS]
 
     monkeypatch.setattr("aff_deploy.passes.kernels.compile_call", compiled)
     model = optimize(Attention(local=SILU, **LOCAL_ONLY).build()).model  # type: ignore[arg-type]
@@ -111,7 +112,7 @@ def test_asked_types_and_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
         for capability in (80, 90)
         for dtype in ("float16", "bfloat16")
         for layout in ("linear", "channels_last")
-        for kernel in ("aff_context", "aff_fuse")
+        for kernel in KERNELS
     ]
     keys = [(row[3], row[1], row[2], row[0]) for row in rows(said)]
     assert keys == [
@@ -159,7 +160,7 @@ def test_what_stays_native_says_why_and_is_not_offered_to_the_plugin(model: onnx
 
 
 def test_unknown_capability(cache: Path) -> None:
-    with pytest.raises(UsageError, match="compute capability 70"):
+    with pytest.raises(UsageError, match=r"compute capabilities \[70\]; choose among 80"):
         attached(Attention(), cache, capabilities=(70,))
 
 
@@ -188,6 +189,64 @@ def test_what_a_file_carries_is_read_from_the_file(cache: Path) -> None:
     assert list_kernels(attached(Attention(), cache)[0]) == ()
 
 
-def test_no_capability_is_refused(cache: Path) -> None:
-    with pytest.raises(UsageError, match="no compute capability"):
-        attached(Attention(), cache, capabilities=())
+@pytest.mark.parametrize(
+    "asked", [{"capabilities": ()}, {"capabilities": (80.0,)}, {"dtypes": ()}, {"dtypes": ("float64",)}], ids=str
+)
+def test_what_there_are_no_kernels_for_is_refused(asked: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="there are no kernels for"):
+        attach_kernels(optimize(Attention().build()).model, **asked)  # type: ignore[arg-type]
+
+
+def test_more_positions_than_kernels_count_stay_native(cache: Path) -> None:
+    found = attach_kernels(optimize(Attention(dims="1,8,5000,5000").build()).model, cache=cache)
+    assert found.plugin == ()
+    assert "25000000 positions" in found.native[0][1]
+
+
+def changed_weight(model: onnx.ModelProto, name: str, array: np.ndarray) -> onnx.ModelProto:
+    (node,) = (node for node in model.graph.node if node.domain == "aff_deploy")
+    index = variant_of(node).inputs.index(name)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[index])
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "reason"),
+    [
+        ("local_w1", np.zeros((3, 8, 1, 1), np.float16), "not of the type of x"),
+        ("local_w1", np.zeros((3, 8, 3, 3), np.float32), "1x1 convolutions that fit"),
+        ("local_w1", np.zeros((3, 8), np.float32), "1x1 convolutions that fit"),
+        ("local_w1", np.zeros((3, 5, 1, 1), np.float32), "1x1 convolutions that fit"),
+        ("global_b1", np.zeros((4,), np.float32), "1x1 convolutions that fit"),
+        ("global_b2", np.zeros((8, 1), np.float32), "1x1 convolutions that fit"),
+    ],
+)
+def test_weights_that_no_kernel_takes_stay_native(name: str, array: np.ndarray, reason: str, cache: Path) -> None:
+    model = changed_weight(optimize(Attention(dims="N,8,4,4").build()).model, name, array)
+    found = attach_kernels(model, cache=cache)
+    assert found.plugin == ()
+    assert reason in found.native[0][1]
+
+
+def test_a_missing_input_stays_native(cache: Path) -> None:
+    model = optimize(Attention(dims="N,8,4,4").build()).model
+    (node,) = (node for node in model.graph.node if node.domain == "aff_deploy")
+    node.input[3] = ""
+    assert "all of its inputs" in attach_kernels(model, cache=cache).native[0][1]
+
+
+def test_a_call_inside_a_branch_stays_native_and_is_not_the_plugins(cache: Path) -> None:
+    model = optimize(Attention(dims="N,8,4,4").build()).model
+    (node,) = (node for node in model.graph.node if node.domain == "aff_deploy")
+    values = [onnx.helper.make_empty_tensor_value_info(name) for name in node.output]
+    branch = onnx.helper.make_graph([node], "branch", [], values)
+    outer = onnx.helper.make_node("If", ["condition"], list(node.output), then_branch=branch, else_branch=branch)
+    model.graph.node.remove(node)
+    model.graph.node.append(outer)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("condition", onnx.TensorProto.BOOL, ()))
+    found = attach_kernels(model, cache=cache)
+    assert found.plugin == ()
+    assert [reason for _, reason in found.native] == ["it stands inside a branch, a loop or a function"] * 2
+    for attribute in found.model.graph.node[-1].attribute:
+        assert "plugin_namespace" not in {inner.name for inner in attribute.g.node[0].attribute}
