@@ -116,7 +116,7 @@ def test_asked_types_and_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     keys = [(row[3], row[1], row[2], row[0]) for row in rows(said)]
     assert keys == [
-        (cc, dtype, layout, kernel) for cc in (80, 90) for dtype in (1, 2) for layout in (0, 1) for kernel in (0, 2)
+        (cc, dtype, layout, kernel) for cc in (80, 90) for dtype in (1, 2) for layout in (0, 1) for kernel in (0, 1, 2)
     ]
 
 
