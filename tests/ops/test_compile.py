@@ -40,7 +40,7 @@ def assert_fits(call: Call, capability: int, folder: Path) -> None:
         assert image.shared <= SHARED_LIMIT, f"{where} takes {image.shared} bytes of shared memory"
 
 
-# In the default run each architecture once, and each type, layout and size at least once.
+# Each architecture once, and each type, layout and size at least once.
 @pytest.mark.parametrize(
     ("capability", "call"),
     [
@@ -67,8 +67,11 @@ EVERY = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("capability", PTX_VERSIONS)
+# 86 and 89 have the instructions of 80.
+CAPABILITIES = [pytest.param(one, marks=[pytest.mark.slow] * (one in (86, 89))) for one in PTX_VERSIONS]
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize(
     "call", EVERY, ids=lambda call: f"{call.dtype}-{call.layout}{call.multiple}-{call.channels}x{call.inter}"
 )
