@@ -1,8 +1,8 @@
 // A machine that executes PTX on the CPU, thread by thread as a GPU would: what Triton's compiler made of the kernels is run as
 // it is, with every access to memory checked.
 //
-// What it is not: a GPU's timing, its rounding of transcendental functions (the CPU's are better) and of the sums in a product
-// of matrices (in fp32, in order), and its races between blocks beyond those that memory.h sees.
+// What it is not: a GPU's timing, its rounding of exp and of divisions (the CPU's are better), and its races between blocks
+// beyond those that memory.h sees.
 #pragma once
 
 #include <array>

@@ -1,5 +1,6 @@
 // What the lanes of a warp do together with matrices: ldmatrix, stmatrix, mma and wgmma. Fragment layouts are those of the PTX
 // ISA, "Matrix Fragments for mma.m16n8k16" and "Asynchronous Warpgroup Level Matrix Operations".
+#include <cmath>
 #include <cstring>
 
 #include "half.h"
@@ -23,6 +24,14 @@ float number(std::uint64_t column, std::uint32_t which, Type type) {
     return type == Type::kF16    ? from_fp16(half_at(column, which))
            : type == Type::kBf16 ? from_bf16(half_at(column, which))
                                  : from_bits(static_cast<std::uint32_t>(column) & kTf32Bits);
+}
+
+// Tensor cores add the products and what is there almost exactly, and round the sum towards zero (Fasi et al., "Numerical
+// behavior of NVIDIA tensor cores", PeerJ Computer Science 2021).
+float truncated(double sum) {
+    const auto nearest = static_cast<float>(sum);
+    const bool away = std::isfinite(nearest) && std::fabs(static_cast<double>(nearest)) > std::fabs(sum);
+    return away ? std::nextafter(nearest, 0.0F) : nearest;
 }
 
 // The 16 rows of A that a warp holds in four registers.
@@ -108,11 +117,11 @@ void product(Warp& warp, const Instruction& instruction, Block& block) {
     for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
         for (std::uint32_t index = 0; index < 4; ++index) {
             const std::uint32_t row = lane / 4 + index / 2 * 8, column = lane % 4 * 2 + index % 2;
-            float sum = from_bits(static_cast<std::uint32_t>(registers(10 + index)[lane]));
+            double sum = static_cast<double>(from_bits(static_cast<std::uint32_t>(registers(10 + index)[lane])));
             for (std::uint32_t k = 0; k < inner; ++k) {
-                sum += a[row][k] * b[k][column];
+                sum += static_cast<double>(a[row][k]) * static_cast<double>(b[k][column]);
             }
-            registers(index)[lane] = to_bits(sum);
+            registers(index)[lane] = to_bits(truncated(sum));
         }
     }
     ++block.counts.products;
@@ -206,11 +215,11 @@ void execute_group_product(Warp& warp, const Instruction& instruction, Block& bl
     for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
         for (std::uint32_t index = 0; index < results; ++index) {
             const std::uint32_t row = lane / 4 + index / 2 % 2 * 8, column = index / 4 * 8 + lane % 4 * 2 + index % 2;
-            float sum = adds ? from_bits(static_cast<std::uint32_t>(registers(index)[lane])) : 0.0F;
+            double sum = adds ? static_cast<double>(from_bits(static_cast<std::uint32_t>(registers(index)[lane]))) : 0.0;
             for (std::uint32_t k = 0; k < inner; ++k) {
-                sum += a[row][k] * b[column][k];
+                sum += static_cast<double>(a[row][k]) * static_cast<double>(b[column][k]);
             }
-            registers(index)[lane] = to_bits(sum);
+            registers(index)[lane] = to_bits(truncated(sum));
         }
     }
     // Descriptors are read at once, registers until the product is done.
