@@ -1,12 +1,12 @@
 """Kernels compiled ahead of time, without a GPU, to PTX that a launcher loads.
 
-The text depends on nothing but the kernels' source, the call and Triton's version: debug information, in
-which paths of this machine would stand, is taken out. What was compiled once is kept, by content, in the
-user's cache folder.
+The text depends on nothing but the kernels' source, the call, the block sizes, the capability and Triton's
+version: debug information, in which paths of this machine would stand, is taken out. What was compiled
+once is kept, by content, in the user's cache folder.
 
 Below compute capability 90 the PTX is for ``compute_XX`` and runs on XX and everything later; from 90 on
-Triton writes for one architecture alone (``sm_90a``). The versions of PTX are the oldest that have the
-architecture, since a driver refuses any that is newer than itself.
+Triton writes for one architecture alone (``sm_90a``). The versions of PTX are old, since a driver refuses any that
+is newer than itself: 8.0, which every driver of CUDA 12 loads, or the oldest that has the architecture.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def compile_call(
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: ``$AFF_DEPLOY_CACHE``, else ``aff-deploy`` in the user's cache folder."""
+    """Where compiled kernels are kept: ``kernels`` in ``$AFF_DEPLOY_CACHE``, or in ``aff-deploy`` of the user's caches."""
     named = os.environ.get("AFF_DEPLOY_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return (Path(named) if named else Path(base, "aff-deploy")).expanduser() / "kernels"

@@ -1,6 +1,6 @@
 """The operator's GPU kernels in Triton language.
 
-    aff_context   hidden  = W1 . a, and partial = V1 . (sum of a over the positions of a tile): one pass over a
+    aff_context   hidden  = W1 . a, and partial = V1 . (sum of a over the positions of a tile): a pass over a
     aff_reduce    inner   = act(sum of hidden's parts + b1), where there are several
                   logits  = V2 . act(sum of partial / P + c1) + c2, one number for each image and channel
     aff_fuse      out     = blend(x, y, gate(W2 . inner + b2 + logits)): one pass over x and y

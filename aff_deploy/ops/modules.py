@@ -65,7 +65,7 @@ def fuse_module(net: nn.Module) -> nn.Module:
 
     A module that stands in several places is replaced by one module in all of them. The weights are
     copies: load a checkpoint first, since what is changed or loaded afterwards does not reach the new
-    modules. Classes of other packages are not looked at; `optimize` fuses those in an ONNX file.
+    modules. Other classes, and those derived from these, are not looked at; `optimize` fuses them in an ONNX file.
 
     Args:
         net: a network in eval mode, or one of these modules itself.
@@ -97,6 +97,8 @@ def _check(module: nn.Module, name: str) -> None:
     for part in module.modules():
         if part.training:
             raise NetworkError(f"fusion {name!r} is in training mode", fix="call net.eval() first")
+        if "forward" in vars(part):
+            raise NetworkError(f"fusion {name!r} has a forward of its own", fix="leave its class's in place")
         hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
         if any(hooks):
             raise NetworkError(f"fusion {name!r} has hooks, which would no longer be called", fix="remove them first")
@@ -106,35 +108,43 @@ def _check(module: nn.Module, name: str) -> None:
 def _fused(module: nn.Module, name: str) -> FusedAttention:
     _check(module, name)
     if isinstance(module, MSCAM):
-        found = [(branch.split("_")[0], _folded(module.get_submodule(branch), name)) for branch in module.branches]
+        named = [(branch.split("_")[0], module.get_submodule(branch)) for branch in module.branches]
+        found = [(kind, _folded(branch, name, kind)) for kind, branch in named]
         kinds = {kind: [weights for other, weights in found if other == kind] for kind in ("local", "global")}
         return FusedAttention({kind: _stacked(weights) for kind, weights in kinds.items() if weights}, blend=False)
     pair = {
-        "local": _folded(module.get_submodule("local_att"), name),
-        "global": _folded(module.get_submodule("global_att"), name),
+        "local": _folded(module.get_submodule("local_att"), name, "local"),
+        "global": _folded(module.get_submodule("global_att"), name, "global"),
     }
     if isinstance(module, AFF):
         return FusedAttention(pair, scale=module.scale)
     assert isinstance(module, iAFF)
-    second = pair["global"] if module.share_global else _folded(module.get_submodule("global_att2"), name)
-    return FusedAttention(pair, {"local": _folded(module.get_submodule("local_att2"), name), "global": second})
+    second = pair["global"] if module.share_global else _folded(module.get_submodule("global_att2"), name, "global")
+    return FusedAttention(pair, {"local": _folded(module.get_submodule("local_att2"), name, "local"), "global": second})
 
 
-def _folded(branch: nn.Module, name: str) -> Weights:
+def _folded(branch: nn.Module, name: str, kind: str) -> Weights:
     """w1, b1, w2, b2 of a branch with its two BatchNorms folded in, in float64 and rounded once."""
-    layers = [layer for layer in branch.children() if not isinstance(layer, nn.AdaptiveAvgPool2d)]
+    layers = list(branch.children())
+    pools = [nn.AdaptiveAvgPool2d] * (kind == "global")
     kinds = [type(layer) for layer in layers]
-    if kinds != [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.BatchNorm2d]:
+    if kinds != [*pools, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.BatchNorm2d]:
         raise NetworkError(
-            f"fusion {name!r} has a branch of {', '.join(kind.__name__ for kind in kinds)}",
+            f"fusion {name!r} has a {kind} branch of {', '.join(one.__name__ for one in kinds)}",
             fix="export the network and fuse the file: aff-deploy optimize knows more layers",
         )
-    first, norm, _, second, last = layers
+    if pools and cast("nn.AdaptiveAvgPool2d", layers[0]).output_size not in (1, (1, 1)):
+        raise NetworkError(f"fusion {name!r} does not pool to one position", fix="leave it as it was built")
+    first, norm, _, second, last = layers[len(pools) :]
     return (*_fold(cast("nn.Conv2d", first), norm, name), *_fold(cast("nn.Conv2d", second), last, name))
 
 
 def _fold(conv: nn.Conv2d, norm: nn.Module, name: str) -> tuple[Tensor, Tensor]:
     assert isinstance(norm, nn.BatchNorm2d)
+    plain = (conv.kernel_size, conv.stride, conv.padding, conv.groups) == ((1, 1), (1, 1), (0, 0), 1)
+    tensors = [*conv.parameters(), *norm.parameters()]
+    if not plain or any(tensor.dtype != conv.weight.dtype for tensor in tensors):
+        raise NetworkError(f"fusion {name!r} has a convolution that is no 1x1 one in one type", fix="leave it as it was built")
     if norm.running_mean is None or norm.running_var is None:
         raise NetworkError(f"fusion {name!r} normalises with the statistics of each batch", fix="track running statistics")
     weight = conv.weight.double().flatten(1)

@@ -25,13 +25,16 @@ from onnx import NodeProto, TensorProto, TypeProto
 from aff_deploy.onnx_file import static_shape
 from aff_deploy.ops import Variant
 from aff_deploy.ops.launch import LAYOUTS, MAX_POSITIONS, Call, DType, choose_blocks, largest_divisor, unsupported
-from aff_deploy.passes.functions import variant_of
+from aff_deploy.passes.functions import attributes, variant_of
 
 L2_SHARE = 0.5
 """What a byte from the L2 cache is taken to cost, of one from memory."""
 
 NATIVE_TILE = 128
 """Positions that a native convolution is taken to compute between two reads of its weights."""
+
+CONTEXTS = ("sum", "self", "explicit", "concat")
+"""What a call may say that it looks at; a concat is given to the operator as an explicit one."""
 
 _ELEM_TYPES: Mapping[int, DType] = {
     TensorProto.FLOAT: "float32",
@@ -48,13 +51,16 @@ def kernel_call(node: NodeProto, types: Mapping[str, TypeProto.Tensor], constant
         types: of the values of its graph, by name.
         constants: the initializers of its graph, by name.
     """
-    variant = variant_of(node)
+    variant, said = variant_of(node), attributes(node)
+    named_so = variant.op_type == node.op_type and said.get("gate", variant.gate) == variant.gate
+    if len(node.input) != len(variant.inputs) or "" in node.input or not named_so or said.get("context") not in CONTEXTS:
+        return "its inputs or its attributes are not those of its name"
+    if not isinstance(said.get("scale"), float):
+        return "it has no scale"
     kind = types.get(node.input[0])
     dtype = None if kind is None else _ELEM_TYPES.get(kind.elem_type)
     if kind is None or dtype is None:
         return "the type of x is not known, or none that kernels have"
-    if len(node.input) != len(variant.inputs) or "" in node.input:
-        return "it has not all of its inputs"
     named = dict(zip(variant.inputs, node.input, strict=True))
     weights = {name: constants.get(named[name]) for name in variant.inputs if "_" in name}
     if None in weights.values():
@@ -68,6 +74,16 @@ def kernel_call(node: NodeProto, types: Mapping[str, TypeProto.Tensor], constant
     if len(set(sizes)) != 1:
         return "its two branches differ in inner channels"
     channels, inter, context_channels = sizes[0] or (0, 0, 0)
+    rank = len(present[f"{variant.branches[0]}_w1"].dims)
+    for name in variant.inputs:
+        if "_" in name:
+            continue
+        data, seen = types.get(named[name]), context_channels if name == "a" else channels
+        shape = None if data is None else static_shape(data)
+        if data is not None and data.elem_type not in (0, kind.elem_type):
+            return f"{name} is not of the type of x"
+        if shape is not None and (len(shape) != rank or rank < 3 or shape[1] not in (None, seen)):
+            return f"{name} has not {seen} channels and {rank - 2} spatial axes"
     positions = _positions(kind)
     reason = unsupported(variant, channels, context_channels)
     if not reason and positions is not None and positions >= MAX_POSITIONS:

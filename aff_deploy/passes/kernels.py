@@ -124,19 +124,40 @@ def list_kernels(model: ModelProto) -> tuple[dict[str, Any], ...]:
         said = attributes(node) if is_fusion(node.domain, node.op_type) else {}
         if "kernels_table" not in said:
             continue
-        table, text = said["kernels_table"], said.get("kernels_text")
-        rows = [table[i : i + ROW] for i in range(0, len(table), ROW)] if isinstance(table, list) else []
-        good = bool(rows) and len(rows[-1]) == ROW and all(row[1] in range(len(DTYPES)) for row in rows)
+        table, text, contract = said["kernels_table"], said.get("kernels_text"), said.get("kernels_contract")
+        rows = _rows(table, text)
+        dtypes: list[str] = [DTYPES[index] for index in sorted({row[1] for row in rows})]
         found.append(
             {
                 "name": _site(node),
-                "contract": said.get("kernels_contract"),
-                "dtypes": [DTYPES[index] for index in sorted({row[1] for row in rows})] if good else ["malformed"],
-                "capabilities": sorted({row[3] for row in rows}) if good else [],
+                "contract": contract if isinstance(contract, int) else None,
+                "dtypes": dtypes or ["malformed"],
+                "capabilities": sorted({row[3] for row in rows}),
                 "bytes": len(text) if isinstance(text, str) else 0,
             }
         )
     return tuple(found)
+
+
+def _rows(table: object, text: object) -> list[list[int]]:
+    """The rows of a table; none where they are not what `attach_kernels` writes."""
+    if (
+        not isinstance(table, list)
+        or not isinstance(text, str)
+        or len(table) % ROW
+        or any(type(one) is not int for one in table)
+    ):
+        return []
+    rows = [table[i : i + ROW] for i in range(0, len(table), ROW)]
+    within = all(
+        kernel in range(len(KERNELS))
+        and dtype in range(len(DTYPES))
+        and layout in range(len(LAYOUTS))
+        and 10 <= capability < 1000
+        and 0 <= start < start + size <= len(text)
+        for kernel, dtype, layout, capability, start, size, *_ in rows
+    )
+    return rows if within else []
 
 
 def _drop(node: NodeProto, names: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ aff_deploy_find(AFF_DEPLOY_TENSORRT_INCLUDE NvInfer.h ASKED ${asked_tensorrt})
 aff_deploy_find(AFF_DEPLOY_CUDA_INCLUDE cuda.h ASKED ${CUDA_INCLUDE_DIR} ELSEWHERE ${elsewhere_cuda})
 aff_deploy_find(AFF_DEPLOY_CUDA_RUNTIME_INCLUDE cuda_runtime_api.h ASKED ${CUDA_INCLUDE_DIR} ELSEWHERE ${elsewhere_cuda})
 
+unset(AFF_DEPLOY_TENSORRT_MAJOR)
 if(EXISTS "${AFF_DEPLOY_TENSORRT_INCLUDE}/NvInferVersion.h")
   # In later versions the numbers stand in macros of other names, to which these refer.
   foreach(part MAJOR MINOR)

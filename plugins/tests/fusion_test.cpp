@@ -196,6 +196,8 @@ TEST(a_kernel_in_a_comment_is_none) {
     cuda::check_source(source("/* " + wrong + "*/" + right));
     CHECK_ERROR(cuda::check_source(source("/* " + right + "*/" + wrong)), "the kernel k takes (u64 u64)");
     CHECK_ERROR(cuda::check_source(source("// " + right + wrong)), "the kernel k takes (u64 u64)");
+    CHECK_ERROR(cuda::check_source(source(".file 1 \".entry k(.param .u64 k_0) .reqntid 128\"\n" + wrong)), "takes (u64 u64)");
+    CHECK_ERROR(cuda::check_source(source(".visible .entry k(.param .u64 k_0) .reqntid 1024,1024,4 { }")), "strange .reqntid");
 }
 
 TEST(every_number_of_the_table_is_checked) {

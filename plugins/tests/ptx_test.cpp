@@ -72,6 +72,9 @@ TEST(numbers) {
     CHECK(result("fma.rn.f32 %r2, %r1, %r1, 0f3F400000;", half) == one && result("div.full.f32 %r2, %r1, %r1;", half) == one);
     CHECK(result("ex2.approx.f32 %r2, 0f00000000;") == one && result("sub.f32 %r2, 0f3FC00000, %r1;", half) == one);
     CHECK(result("max.f32 %r2, %r1, 0f3F800000;", none) == one);
+    CHECK(result("max.f32 %r2, %r1, 0f00000000;", 0x80000000U) == 0 &&
+          result("min.f32 %r2, 0f00000000, %r1;", 0x80000000U) == 0x80000000U);
+    CHECK(result("max.f32 %r2, %r1, %r1;", 0xFFC00001U) == kNan);
     CHECK(std::isnan(from_bits(result("max.NaN.f32 %r2, %r1, 0f3F800000;", none))));
     for (const char* compared : {"lt", "gt", "eq", "ne", "le", "ge"}) {
         CHECK(result(std::string("setp.") + compared + ".f32 %p1, %r1, %r1;\nselp.b32 %r2, 1, 0, %p1;", none) == 0);
@@ -156,10 +159,10 @@ TEST(what_is_not_known_is_refused_with_its_line) {
 }
 
 TEST(what_is_malformed_is_refused) {
-    for (const char* text :
-         {"bar.sync ;", "cp.async.wait_group ;", "shfl.sync.bfly.b32 %r2;", "ld.global.b32 ;", "ld.global.b32 { %r2 }, %rd0;",
-          "st.global.b32 %rd1, { %r1 };", "ld.global.v4.b32 { %r2 }, [ %rd0 ];", "st.global.b32 [ %rd1 ], { %r1, %r2 };",
-          "mov.b32 5, %r1;", "mov.u32 %tid.x, %r1;", "mov.b64 {%rs1, %rs2, %rs3}, %rd0;", "add.s32 [%r2], %r1, %r1;"}) {
+    for (const char* text : {"ld.param.b64 %rd2, [k_0+4];", "bar.sync ;", "cp.async.wait_group ;", "shfl.sync.bfly.b32 %r2;",
+                             "ld.global.b32 ;", "ld.global.b32 { %r2 }, %rd0;", "st.global.b32 %rd1, { %r1 };",
+                             "ld.global.v4.b32 { %r2 }, [ %rd0 ];", "st.global.b32 [ %rd1 ], { %r1, %r2 };", "mov.b32 5, %r1;",
+                             "mov.u32 %tid.x, %r1;", "mov.b64 {%rs1, %rs2, %rs3}, %rd0;", "add.s32 [%r2], %r1, %r1;"}) {
         CHECK_THROWS(Invalid, read(kernel(text)), "line 19: other operands than the instruction takes");
     }
     for (const char* number : {"017", "U", "0f", "0f3F80", "0x", "1.5", "--1", "99999999999999999999999"}) {
@@ -173,6 +176,12 @@ TEST(what_is_malformed_is_refused) {
     CHECK_THROWS(Invalid, read(kernel(".reg .b32 %z<65530>;")), "too many registers");
     CHECK_THROWS(Fault, run("shfl.sync.bfly.b32 %r2, %r1, 1, 7199, 1;"), "a shuffle among some lanes");
     CHECK_THROWS(Fault, run("bfe.u32 %r2, %r1, -1, 1;"), "a field of bits outside");
+    CHECK_THROWS(Fault, run("bar.warp.sync 15;"), "a barrier of some lanes");
+    CHECK_THROWS(Fault, run("ex2.approx.f16 %r2, %r1;"), "does not know the instruction for this type");
+    CHECK_THROWS(Fault, run("rem.f32 %r2, %r1, %r1;"), "does not know the instruction for this type");
+    CHECK_THROWS(Invalid, read(kernel("cvt.s16.s32 %r2, %r1;")), "does not know the instruction cvt.s16.s32");
+    CHECK_THROWS(Fault, run("shl.b32 %r3, %r0, 2;\ncp.async.cg.shared.global [ %r3 + 0 ], [ %rd0 + 0 ], 0x4;"),
+                 "of a size that the stand-in does not know");
 }
 
 TEST(products_of_four_warps_are_waited_for_and_see_what_was_fenced) {

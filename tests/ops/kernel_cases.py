@@ -1,6 +1,6 @@
 """Calls of the kernels for the tests: sizes, seeded inputs, and what the definition makes of them.
 
-Used in a process where Triton interprets (`tests.ops.interpreted`) and in one where it compiles (`tests.ops.machine`).
+Used in a process where Triton interprets (`tests.ops.interpreted`) and in one where it compiles (`tests.plugins.stand_in`).
 """
 
 from __future__ import annotations

@@ -197,9 +197,42 @@ def test_a_rebuilt_branch_is_refused_and_nothing_replaced() -> None:
     fusion = AFF(16)
     fusion.local_att[2] = nn.GELU()
     net = nn.Sequential(MSCAM(16), Both(fusion)).eval()
-    with pytest.raises(NetworkError, match=r"fusion '1\.fusion' has a branch of .*GELU"):
+    with pytest.raises(NetworkError, match=r"fusion '1\.fusion' has a local branch of .*GELU"):
         fuse_module(net)
     assert isinstance(net[0], MSCAM)
+
+
+def changed(change: str) -> AFF:
+    fusion = AFF(16)
+    if change == "a pool in the local branch":
+        fusion.local_att = nn.Sequential(nn.AdaptiveAvgPool2d(1), *fusion.local_att)
+    elif change == "no pool in the global branch":
+        fusion.global_att = fusion.global_att[1:]
+    elif change == "a pool to four positions":
+        fusion.global_att[0] = nn.AdaptiveAvgPool2d(2)
+    elif change == "a forward of its own":
+        fusion.forward = lambda x, y: x  # type: ignore[method-assign]
+    elif change == "another type":
+        fusion.local_att[3].double()
+    else:
+        options = {"a 3x3 convolution": {"kernel_size": 3, "padding": 1}, "groups": {"kernel_size": 1, "groups": 2}}
+        options["a stride"] = {"kernel_size": 1, "stride": 2}
+        fusion.local_att[0] = nn.Conv2d(16, 4, **options[change])
+    return fusion.eval()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("a pool in the local branch", "no pool in the global branch", "a pool to four positions", "a forward of its own"),
+        *("another type", "a 3x3 convolution", "groups", "a stride"),
+    ],
+)
+def test_what_is_not_as_it_was_built_is_refused(change: str) -> None:
+    net = Both(changed(change))
+    with pytest.raises(NetworkError, match="fusion 'fusion'"):
+        fuse_module(net)
+    assert isinstance(net.fusion, AFF)
 
 
 def test_hooks_are_refused() -> None:

@@ -184,7 +184,11 @@ def test_what_a_file_carries_is_read_from_the_file(cache: Path) -> None:
     assert carried == {"name": found.plugin[0], **expected}
     node = next(node for node in found.model.graph.node if node.domain == "aff_deploy")
     table = next(attribute for attribute in node.attribute if attribute.name == "kernels_table")
-    table.ints[:] = [7] * 13
+    good = list(table.ints)
+    for bad in ([7] * 13, [], [*good[:3], -5, *good[4:]], [9, *good[1:]], [*good[:4], 10**9, *good[5:]]):
+        table.ints[:] = bad
+        assert list_kernels(found.model)[0]["dtypes"] == ["malformed"]
+    table.CopyFrom(onnx.helper.make_attribute("kernels_table", [float(one) for one in good]))
     assert list_kernels(found.model)[0]["dtypes"] == ["malformed"]
     assert list_kernels(attached(Attention(), cache)[0]) == ()
 
@@ -233,7 +237,39 @@ def test_a_missing_input_stays_native(cache: Path) -> None:
     model = optimize(Attention(dims="N,8,4,4").build()).model
     (node,) = (node for node in model.graph.node if node.domain == "aff_deploy")
     node.input[3] = ""
-    assert "all of its inputs" in attach_kernels(model, cache=cache).native[0][1]
+    assert "inputs" in attach_kernels(model, cache=cache).native[0][1]
+    del node.input[:]
+    assert "inputs" in attach_kernels(model, cache=cache).native[0][1]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "reason"),
+    [
+        ("activation", "Silu", "not those of its name"),
+        ("branches", ["local"], "not those of its name"),
+        ("gate", "Tanh", "not those of its name"),
+        ("context", "else", "not those of its name"),
+        ("scale", 1, "no scale"),
+    ],
+)
+def test_attributes_that_the_plugin_refuses_stay_native(attribute: str, value: object, reason: str, cache: Path) -> None:
+    model = optimize(Attention(dims="N,8,4,4").build()).model
+    (node,) = (node for node in model.graph.node if node.domain == "aff_deploy")
+    kept = [one for one in node.attribute if one.name != attribute]
+    del node.attribute[:]
+    node.attribute.extend([*kept, onnx.helper.make_attribute(attribute, value)])
+    assert reason in attach_kernels(model, cache=cache).native[0][1]
+
+
+def test_tensors_that_do_not_fit_stay_native(cache: Path) -> None:
+    model = optimize(Attention(dims="N,8,4,4").build()).model
+    (node,) = (node for node in model.graph.node if node.domain == "aff_deploy")
+    described = {value.name: value.type.tensor_type for value in (*model.graph.input, *model.graph.value_info)}
+    described[node.input[1]].elem_type = onnx.TensorProto.FLOAT16
+    assert "y is not of the type of x" in attach_kernels(model, cache=cache).native[0][1]
+    described[node.input[1]].elem_type = onnx.TensorProto.FLOAT
+    described[node.input[0]].shape.dim[1].dim_value = 16
+    assert "x has not 8 channels and 2 spatial axes" in attach_kernels(model, cache=cache).native[0][1]
 
 
 def test_a_call_inside_a_branch_stays_native_and_is_not_the_plugins(cache: Path) -> None:

@@ -1,8 +1,8 @@
 #include "launcher/ptx.h"
 
+#include <algorithm>
 #include <cctype>
 #include <cstddef>
-#include <limits>
 
 #include "launcher/error.h"
 
@@ -13,7 +13,8 @@ bool in_word(char letter) {
     return std::isalnum(static_cast<unsigned char>(letter)) != 0 || letter == '_' || letter == '$' || letter == '.';
 }
 
-// Words of PTX from `at` on: identifiers and directives with their dots, any other character alone. No comments.
+// Words of PTX from `at` on: identifiers and directives with their dots, strings as a whole, any other character alone. No
+// comments.
 std::string next_word(const std::string& text, std::size_t& at) {
     while (at < text.size()) {
         if (std::isspace(static_cast<unsigned char>(text[at])) != 0) {
@@ -32,7 +33,7 @@ std::string next_word(const std::string& text, std::size_t& at) {
         ++at;
     }
     if (at == begin && at < text.size()) {
-        ++at;
+        at = text[at] == '"' ? std::min(text.find('"', at + 1), text.size() - 1) + 1 : at + 1;
     }
     return text.substr(begin, at - begin);
 }
@@ -88,6 +89,7 @@ unsigned int required_threads(const std::string& ptx, const std::string& entry) 
             }
             require(value > 0 && value <= 1024, [&] { return "the PTX of " + entry + " has a strange .reqntid"; });
             threads *= value;
+            require(threads <= 1024, [&] { return "the PTX of " + entry + " has a strange .reqntid"; });
             const std::size_t before = at;
             if (next_word(ptx, at) != ",") {
                 at = before;

@@ -28,7 +28,8 @@ void copy(Warp& warp, const Instruction& instruction, std::uint32_t active, Bloc
                   {}};
         const auto given =
             operands.size() == 4 ? static_cast<std::uint32_t>(warp.columns[operands[3].column][lane]) : made.bytes;
-        if ((made.bytes != 4 && made.bytes != 8 && made.bytes != 16) || (given != 0 && given != made.bytes)) {
+        if ((made.bytes != 4 && made.bytes != 8 && made.bytes != 16) || (given != 0 && given != made.bytes) ||
+            (instruction.what.detail != 0 && made.bytes != 16)) {
             throw Fault("an asynchronous copy of a size that the stand-in does not know");
         }
         if (given != 0) {

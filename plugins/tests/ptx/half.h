@@ -34,7 +34,9 @@ inline float from_fp16(std::uint16_t bits) {
     return from_bits(sign | (exponent == 31 ? 0x7F800000U : (exponent + 112) << 23) | fraction << 13);
 }
 
-// Both round to nearest, ties to even, and keep NaN.
+constexpr std::uint32_t kNan = 0x7FFFFFFFU;  // the only one that arithmetic gives
+
+// Both round to nearest, ties to even; NaN becomes the type's only one.
 inline std::uint16_t to_bf16(float value) {
     const std::uint32_t bits = to_bits(value);
     return static_cast<std::uint16_t>(std::isnan(value) ? 0x7FFFU : (bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16);
@@ -44,15 +46,13 @@ inline std::uint16_t to_fp16(float value) {
     const std::uint32_t sign = (to_bits(value) >> 16) & 0x8000U;
     const float size = std::fabs(value);
     std::uint32_t bits = 0x7C00U;
-    if (std::isnan(value)) {
-        bits = 0x7FFFU;
-    } else if (size < 0x1p-14F) {
+    if (size < 0x1p-14F) {
         bits = static_cast<std::uint32_t>(std::nearbyint(size * 0x1p24F));  // steps of the smallest number
     } else if (size < 65520.0F) {
         const std::uint32_t wide = to_bits(size) - (112U << 23);
         bits = (wide + 0xFFFU + ((wide >> 13) & 1U)) >> 13;
     }
-    return static_cast<std::uint16_t>(sign | bits);
+    return static_cast<std::uint16_t>(std::isnan(value) ? 0x7FFFU : sign | bits);
 }
 
 // The bits of fp32 of which a product of tf32 takes no notice are zero; rounds to nearest, ties away from zero.

@@ -69,7 +69,7 @@ void add_or_multiply(Warp& w, const Instruction& i, std::uint32_t active) {
 }
 
 void divide(Warp& w, const Instruction& i, std::uint32_t active) {
-    if (i.what.type == Type::kF32) {
+    if (i.what.type == Type::kF32 && i.what.op == Op::kDivide) {
         return each<float, float>(w, i, active, [](float a, float b) { return a / b; });
     }
     const bool rest = i.what.op == Op::kRemainder;
@@ -89,8 +89,12 @@ void smaller_or_larger(Warp& w, const Instruction& i, std::uint32_t active) {
     if (is_float(i.what.type)) {
         const bool keeps_nan = i.what.detail != 0;
         return floats<2>(w, i, active, [least, keeps_nan](float a, float b) {
-            const bool none = keeps_nan && (std::isnan(a) || std::isnan(b));
-            return none ? std::nanf("") : least ? std::fmin(a, b) : std::fmax(a, b);
+            if (std::isnan(a) || std::isnan(b)) {
+                return keeps_nan || (std::isnan(a) && std::isnan(b)) ? from_bits(kNan) : std::isnan(a) ? b : a;
+            }
+            // Minus zero counts as less than zero.
+            const bool a_is_less = a < b || (a == b && std::signbit(a));
+            return a_is_less == least ? a : b;
         });
     }
     with_integer(i.what.type, [&](auto zero) {
@@ -263,6 +267,9 @@ bool execute_lanes(Warp& w, const Instruction& i, std::uint32_t active) {
             convert(w, i, active);
             return true;
         case Op::kExponential:
+            if (i.what.type != Type::kF32) {
+                unknown();
+            }
             each<float>(w, i, active, [](float a) { return std::exp2(a); });
             return true;
         default:

@@ -97,6 +97,9 @@ void step(Warp& warp, const Instruction& instruction, Block& block) {
             warp.waiting = true;
             return;
         case Op::kWarpBarrier:
+            if (static_cast<std::uint32_t>(warp.columns[instruction.operands[0].column][0]) != ~0U) {
+                throw Fault("a barrier of some lanes, which the stand-in does not know");
+            }
             block.shared.warp_barrier(warp.index);
             return;
         case Op::kShuffleXor:

@@ -114,6 +114,7 @@ void product(Warp& warp, const Instruction& instruction, Block& block) {
             }
         }
     }
+    std::array<Column, 4> made{};  // not written before all is read: results may stand where others were
     for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
         for (std::uint32_t index = 0; index < 4; ++index) {
             const std::uint32_t row = lane / 4 + index / 2 * 8, column = lane % 4 * 2 + index % 2;
@@ -121,8 +122,11 @@ void product(Warp& warp, const Instruction& instruction, Block& block) {
             for (std::uint32_t k = 0; k < inner; ++k) {
                 sum += static_cast<double>(a[row][k]) * static_cast<double>(b[k][column]);
             }
-            registers(index)[lane] = to_bits(truncated(sum));
+            made[index][lane] = to_bits(truncated(sum));
         }
+    }
+    for (std::uint32_t index = 0; index < 4; ++index) {
+        registers(index) = made[index];
     }
     ++block.counts.products;
 }

@@ -116,7 +116,7 @@ const Table& untyped() {
         {"bar.sync", {Op::kBarrier}},
         {"bar.warp.sync", {Op::kWarpBarrier}},
         {"cp.async.ca.shared.global", {Op::kCopy}},
-        {"cp.async.cg.shared.global", {Op::kCopy}},
+        {"cp.async.cg.shared.global", {Op::kCopy, Type::kNone, Type::kNone, 16}},
         {"cp.async.commit_group", {Op::kCommitCopies}},
         {"cp.async.wait_group", {Op::kWaitCopies}},
         {"fence.proxy.async.shared::cta", {Op::kProxyFence}},
@@ -162,7 +162,8 @@ Opcode decode(const std::string& text) {
         }
         const auto [conversion, to] = split(words);
         const bool known = to == Type::kTf32 ? conversion == "cvt.rna" : conversion == "cvt" || conversion == "cvt.rn";
-        if (known && to != Type::kNone) {
+        // To a signed type narrower than the register, the sign would be extended.
+        if (known && to != Type::kNone && to != Type::kS16) {
             return {Op::kConvert, type, to};
         }
     }

@@ -67,8 +67,9 @@ bool fits(const Instruction& i) {
         bool good = (i.heads == 1 || tails == 1) && (parts == 1 || (parts <= 4 && bytes % parts == 0 && bytes / parts >= 2));
         for (std::size_t index = 0; good && index < all; ++index) {
             // A parameter is loaded from an address.
-            good = index < i.heads ? i.operands[index].kind == Kind::kRegister
-                                   : parts == 1 || i.operands[index].kind != Kind::kAddress;
+            const Operand& one = i.operands[index];
+            good =
+                index < i.heads ? one.kind == Kind::kRegister : one.kind != Kind::kAddress || (parts == 1 && one.offset == 0);
         }
         return good;
     }

@@ -116,7 +116,11 @@ class Reader {
         }
         const std::string directives = until("{");
         if (const std::size_t found = directives.find(".reqntid"); found != std::string::npos) {
-            program_.threads = static_cast<unsigned int>(std::strtoul(directives.c_str() + found + 8, nullptr, 10));
+            char* end = nullptr;
+            program_.threads = static_cast<unsigned int>(std::strtoul(directives.c_str() + found + 8, &end, 10));
+            if (*end == ',') {
+                refuse("blocks of more than one dimension, which the stand-in does not know");
+            }
         }
         body();
         return std::move(program_);
