@@ -1,7 +1,8 @@
 // A stand-in for CUDA's driver, for tests on machines without one: what it recorded, and what it shall do.
 //
-// Device memory is the host's. Modules are "translated" by reading the parameters of their entries; a launch runs a
-// version of the kernel written in C++ below the same name (fake_kernels.h), or only records, as the test wants.
+// Device memory is the host's. A launch executes the module's PTX (ptx/machine.h), or, for a text with notes (made.h), a version
+// of the kernel written in C++ (fake_kernels.h), so that tests can choose blocks and variants without a compiler of kernels; or it
+// only records, as the test wants.
 #pragma once
 
 #include <cstdint>
@@ -44,7 +45,7 @@ CUstream_st* stream();
 void fail(const std::string& function, int result, int after = 0);
 void set_capability(int major, int minor);
 void set_shared_memory(int bytes);
-// Whether launches run the C++ version of their kernel.
+// Whether launches run their kernel.
 void set_running(bool running);
 
 }  // namespace fake_cuda
