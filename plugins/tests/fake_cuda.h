@@ -1,8 +1,8 @@
 // A stand-in for CUDA's driver, for tests on machines without one: what it recorded, and what it shall do.
 //
-// Device memory is the host's. A launch executes the module's PTX (ptx/machine.h), or, for a text with notes (made.h), a version
-// of the kernel written in C++ (fake_kernels.h), so that tests can choose blocks and variants without a compiler of kernels; or it
-// only records, as the test wants.
+// Device memory is the host's. A launch executes the module's PTX (ptx/machine.h), or, for a text with notes (made.h), a
+// version of the kernel written in C++ (fake_kernels.h), so that tests can choose blocks and variants without a compiler of
+// kernels; or it only records, as the test wants.
 #pragma once
 
 #include <cstdint>
