@@ -75,17 +75,11 @@ def kernel_call(node: NodeProto, types: Mapping[str, TypeProto.Tensor], constant
         return "its two branches differ in inner channels"
     channels, inter, context_channels = sizes[0] or (0, 0, 0)
     rank = len(present[f"{variant.branches[0]}_w1"].dims)
-    for name in variant.inputs:
-        if "_" in name:
-            continue
-        data, seen = types.get(named[name]), context_channels if name == "a" else channels
-        shape = None if data is None else static_shape(data)
-        if data is not None and data.elem_type not in (0, kind.elem_type):
-            return f"{name} is not of the type of x"
-        if shape is not None and (len(shape) != rank or rank < 3 or shape[1] not in (None, seen)):
-            return f"{name} has not {seen} channels and {rank - 2} spatial axes"
     positions = _positions(kind)
     reason = unsupported(variant, channels, context_channels)
+    for name in (name for name in variant.inputs if "_" not in name):
+        seen = context_channels if name == "a" else channels
+        reason = reason or _misfit(name, types.get(named[name]), kind.elem_type, seen, rank)
     if not reason and positions is not None and positions >= MAX_POSITIONS:
         reason = f"it has {positions} positions, and kernels go up to {MAX_POSITIONS - 1}"
     if reason:
@@ -118,6 +112,16 @@ def _sizes(variant: Variant, branch: str, weights: Mapping[str, TensorProto]) ->
     channels, inter, seen = w2[0], w1[0], w1[1]
     fits = b1 == (inter,) and b2 == (channels,) and w2[1] == inter and (variant.context == "explicit" or seen == channels)
     return (channels, inter, seen) if fits else None
+
+
+def _misfit(name: str, data: TypeProto.Tensor | None, elem_type: int, channels: int, rank: int) -> str:
+    """Why x, y or a does not go with the weights, or nothing; what is not known of it is taken to fit."""
+    shape = None if data is None else static_shape(data)
+    if data is not None and data.elem_type not in (0, elem_type):
+        return f"{name} is not of the type of x"
+    if shape is not None and (len(shape) != rank or rank < 3 or shape[1] not in (None, channels)):
+        return f"{name} has not {channels} channels and {rank - 2} spatial axes"
+    return ""
 
 
 def _positions(kind: TypeProto.Tensor | None) -> int | None:

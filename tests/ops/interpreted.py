@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from aff_deploy.ops.torch_op import launch
-from tests.ops.kernel_cases import CASES, PARTS, SLOW_CASES, Case, error_of, inputs_of
+from tests.ops.kernel_cases import CASES, SLOW_CASES, Case, arguments_of, error_of, inputs_of
 
 torch.set_num_threads(1)
 
@@ -25,18 +25,7 @@ def error(case: Case, dtype: str) -> float:
     """The largest difference from the definition, in its largest value."""
     inputs = inputs_of(case, dtype)
     x = inputs["x"]
-    out = launch(
-        x,
-        inputs["y"] if case.blend else None,
-        inputs["a"] if case.context == "explicit" else None,
-        [inputs[f"{branch}_{part}"] for branch in case.branches for part in PARTS],
-        case.context,
-        "+".join(case.branches),
-        case.activation,
-        case.gate,
-        case.scale,
-        blocks=case.blocks,
-    )
+    out = launch(*arguments_of(case, inputs), blocks=case.blocks)
     assert out.dtype == x.dtype
     assert out.stride() == x.stride() or out.numel() == 1
     return error_of(case, inputs, out)

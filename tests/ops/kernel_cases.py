@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,6 +135,21 @@ def inputs_of(case: Case, dtype: str) -> dict[str, torch.Tensor]:
         made[f"{branch}_w2"] = random(case.channels, case.inter, fan_in=case.inter)
         made[f"{branch}_b2"] = random(case.channels) * case.size
     return made
+
+
+def arguments_of(case: Case, inputs: dict[str, torch.Tensor]) -> tuple[Any, ...]:
+    """`inputs` and the case's words as the operator takes them, in its order."""
+    return (
+        inputs["x"],
+        inputs["y"] if case.blend else None,
+        inputs["a"] if case.context == "explicit" else None,
+        [inputs[f"{branch}_{part}"] for branch in case.branches for part in PARTS],
+        case.context,
+        "+".join(case.branches),
+        case.activation,
+        case.gate,
+        case.scale,
+    )
 
 
 def error_of(case: Case, inputs: dict[str, torch.Tensor], out: torch.Tensor) -> float:

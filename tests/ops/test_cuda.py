@@ -11,7 +11,7 @@ from aff_deploy.nets import aff_resnet_digits, iaff_resnet_digits
 from aff_deploy.ops import fuse_module
 from aff_deploy.ops.launch import DTYPES
 from aff_deploy.ops.torch_op import attentional_fusion
-from tests.ops.kernel_cases import CASES, PARTS, SLOW_CASES, TOLERANCES, Case, error_of, inputs_of
+from tests.ops.kernel_cases import CASES, SLOW_CASES, TOLERANCES, Case, arguments_of, error_of, inputs_of
 from tests.support import randomise_batchnorm
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that PyTorch can use")
@@ -24,17 +24,7 @@ ALL = [case for case in (*CASES, *SLOW_CASES) if case.blocks is None]
 def test_kernels_compute_the_definition(case: Case, dtype: str) -> None:
     inputs = inputs_of(case, dtype)
     there = {name: tensor.cuda() for name, tensor in inputs.items()}
-    out = attentional_fusion(
-        there["x"],
-        there["y"] if case.blend else None,
-        there["a"] if case.context == "explicit" else None,
-        [there[f"{branch}_{part}"] for branch in case.branches for part in PARTS],
-        case.context,
-        "+".join(case.branches),
-        case.activation,
-        case.gate,
-        case.scale,
-    )
+    out = attentional_fusion(*arguments_of(case, there))
     assert out.is_cuda
     assert error_of(case, inputs, out.cpu()) <= TOLERANCES[dtype]
 
@@ -58,10 +48,9 @@ def test_a_fused_network_gives_what_the_plain_one_gives(build: object, compiled:
 def test_the_same_input_gives_the_same_bits_in_a_graph_too() -> None:
     case = Case(channels=256, inter=64, spatial=(14, 14), images=3)
     there = {name: tensor.cuda() for name, tensor in inputs_of(case, "float16").items()}
-    weights = [there[f"{branch}_{part}"] for branch in case.branches for part in PARTS]
 
     def run() -> torch.Tensor:
-        return attentional_fusion(there["x"], there["y"], None, weights, "sum", "local+global", "Relu", "Sigmoid", 1.0)
+        return attentional_fusion(*arguments_of(case, there))
 
     first = run()
     stream = torch.cuda.Stream()

@@ -18,7 +18,7 @@ from aff_deploy.ops.launch import Blocks, Call, Geometry, geometry
 from tests.plugins.building import build, configure
 
 _ATTRIBUTE_DYNAMIC_SHARED = 8
-_NUMBERS = ("images", "positions", "tiles", "splits", "chunk", "rows")
+SIZES = ("images", "positions", "tiles", "splits", "chunk", "rows")
 Pointer = ctypes.c_uint64
 
 
@@ -191,7 +191,7 @@ def run_call(
         numbers = {"images": x.shape[0], "positions": positions, "tiles": tiles, "splits": plan.splits}
         numbers |= {"chunk": plan.chunk, "rows": plan.rows}
         arguments = [
-            ctypes.c_int32(numbers[name]) if name in _NUMBERS else ctypes.c_float(scale) if name == "scale" else pointers[name]
+            ctypes.c_int32(numbers[name]) if name in SIZES else ctypes.c_float(scale) if name == "scale" else pointers[name]
             for name in parameters(image.kernel)
         ]
         # Triton's own two.

@@ -12,8 +12,7 @@ from aff_deploy.ops.compile import KernelImage, launch_sizes, parameters
 from aff_deploy.ops.launch import KERNELS, Call, choose_blocks, geometry
 from tests.plugins.building import run
 from tests.plugins.cases import Case, Values, Variant, attributes_of
-
-SIZES = ("images", "positions", "tiles", "splits", "chunk", "rows")
+from tests.plugins.stand_in import SIZES
 
 CALLS = ((1, 1), (1, 49), (2, 63), (32, 196), (32, 3136), (256, 1024))
 CASES = (
