@@ -19,6 +19,7 @@ from aff_deploy.artifact.manifest import (
     write_manifest,
 )
 from aff_deploy.artifact.reading import (
+    MAX_JSON,
     check_input,
     is_input,
     open_archive,
@@ -32,6 +33,7 @@ from aff_deploy.artifact.staging import check_writable, staged_file, staged_fold
 __all__ = [
     "FOLDER_MANIFEST",
     "MANIFEST_FORMAT",
+    "MAX_JSON",
     "Artifact",
     "abandon_stages",
     "check_input",

@@ -155,7 +155,7 @@ def test_npz_that_is_none(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"d\.npz cannot be read as \.npz"):
         load_npz_feeds(path, [IMAGE])
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match="no such file"):
         load_npz_feeds(tmp_path / "absent.npz", [IMAGE])
 
 
