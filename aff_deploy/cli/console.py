@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from aff_deploy.nets.checkpoints import LoadedWeights
 
 
+MODEL_SIDECARS = (".json", ".data")
+"""What `onnx_file.save_onnx` may write beside a model: its manifest, and its weights where they are large."""
+
+
 def claim_output(output: Path, *sources: Path, sidecars: Sequence[str] = ()) -> None:
     """Fail before the work where `output` could not be written after it, or would replace what is read or is not ours.
 
