@@ -57,7 +57,7 @@ def load_onnx(path: Path) -> ModelProto:
     """
     content = read_input(path, error=ModelError, most=MAX_PROTOBUF_BYTES, fix="give the path of an .onnx file")
     try:
-        model = ModelProto.FromString(content)
+        model: ModelProto = ModelProto.FromString(content)
     except (DecodeError, ValueError):
         raise ModelError(f"cannot read {path}: truncated, or not an ONNX model", fix=INCOMPLETE) from None
     del content

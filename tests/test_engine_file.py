@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from aff_deploy.artifact import MAX_JSON
 from aff_deploy.engine_file import (
     check_engine,
     describe_engine,
@@ -18,7 +19,6 @@ from aff_deploy.engine_file import (
     read_engine_manifest,
     write_engine,
 )
-from aff_deploy.artifact import MAX_JSON
 from aff_deploy.engine_file.manifest import HEAD_BYTES
 from aff_deploy.errors import EngineError, ModelError
 from aff_deploy.spec import Precision, TensorSpec

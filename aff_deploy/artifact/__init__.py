@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from aff_deploy.artifact.claims import claim_file, claim_folder, kept_apart, note_read
 from aff_deploy.artifact.interruption import abandon_stages, scratch_folder
+from aff_deploy.artifact.libraries import cache_folder, confine_libraries
 from aff_deploy.artifact.manifest import (
     FOLDER_MANIFEST,
     MANIFEST_FORMAT,
@@ -36,10 +37,12 @@ __all__ = [
     "MAX_JSON",
     "Artifact",
     "abandon_stages",
+    "cache_folder",
     "check_input",
     "check_writable",
     "claim_file",
     "claim_folder",
+    "confine_libraries",
     "is_input",
     "kept_apart",
     "manifest_path",

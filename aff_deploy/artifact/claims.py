@@ -127,7 +127,9 @@ def refuse_link(path: Path) -> None:
     except (OSError, ValueError):
         return
     if linked:
-        raise UsageError(f"cannot write {path}: it is a symbolic link", fix=f"give the path itself: {os.path.realpath(path)}")
+        real = os.path.realpath(path)
+        fix = "give another name" if os.path.islink(real) else f"give the path itself: {real}"
+        raise UsageError(f"cannot write {path}: it is a symbolic link", fix=fix)
 
 
 def _place(path: Path) -> _Place:

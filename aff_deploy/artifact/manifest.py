@@ -109,7 +109,7 @@ def listed_files(folder: Path) -> frozenset[str] | None:
     if not is_input(path):
         return None
     try:
-        document = read_json(path, what="manifest", fix=AGAIN)
+        document = read_json(path, what="manifest", fix=AGAIN, noted=False)
     except InputError:
         return None
     files = document.get("files")
@@ -126,7 +126,7 @@ def owned_beside(path: Path) -> frozenset[str]:
     if not is_input(beside):
         return frozenset()
     try:
-        document = read_json(beside, what="manifest", fix=AGAIN)
+        document = read_json(beside, what="manifest", fix=AGAIN, noted=False)
     except InputError:
         return frozenset()
     if not is_file_manifest(document):

@@ -46,6 +46,7 @@ def open_input(
     error: type[InputError] = InputError,
     most: int | None = None,
     fix: str = "give the path of a file",
+    noted: bool = True,
 ) -> io.BufferedReader:
     """Open a file to read its bytes. A device, pipe or socket is refused without waiting for it.
 
@@ -55,6 +56,7 @@ def open_input(
         error: raised for all that is wrong with it.
         most: its largest size in bytes.
         fix: the message's way out.
+        noted: whether it counts as an input; not so what is only looked at before it is replaced.
 
     Raises:
         InputError: of the type `error`: it is not there, cannot be read, is no regular file or is too large.
@@ -76,7 +78,8 @@ def open_input(
             raise error(f"cannot read {name}: it is {kind}", fix=fix)
         if most is not None and found.st_size > most:
             raise error(f"{name} has {found.st_size} bytes, more than the {most} that are read", fix=fix)
-        note_read(path)
+        if noted:
+            note_read(path)
         return open(number, "rb")
     except BaseException:
         os.close(number)
@@ -103,9 +106,10 @@ def read_input(
     error: type[InputError] = InputError,
     most: int,
     fix: str = "give the path of a file",
+    noted: bool = True,
 ) -> bytes:
     """The bytes of a file; as `open_input`, with a bound that also holds for a file that grows meanwhile."""
-    with open_input(path, what=what, error=error, most=most, fix=fix) as file:
+    with open_input(path, what=what, error=error, most=most, fix=fix, noted=noted) as file:
         try:
             content = file.read(most + 1)
         except OSError as refused:
@@ -123,13 +127,13 @@ def is_input(path: Path) -> bool:
         return False
 
 
-def read_json(path: Path, *, what: str, error: type[InputError] = InputError, fix: str) -> dict[str, Any]:
+def read_json(path: Path, *, what: str, error: type[InputError] = InputError, fix: str, noted: bool = True) -> dict[str, Any]:
     """The JSON object in a file of at most `MAX_JSON` bytes.
 
     Raises:
         InputError: of the type `error`: as `open_input`, or it is no JSON object of finite numbers.
     """
-    content = read_input(path, what=what, error=error, most=MAX_JSON, fix=fix)
+    content = read_input(path, what=what, error=error, most=MAX_JSON, fix=fix, noted=noted)
     try:
         document = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as refused:

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,10 +23,8 @@ from aff_deploy.artifact.manifest import listed_files, owned_beside
 from aff_deploy.artifact.reading import reason_of
 from aff_deploy.errors import OutputError, UsageError
 
-try:
+if sys.platform != "win32":  # where what killed runs leave stays
     import fcntl
-except ImportError:  # Windows: what killed runs leave stays there
-    fcntl = None  # type: ignore[assignment]
 
 MOVE_IT = "move it away, or give another name with -o"
 
@@ -111,7 +110,7 @@ def _prefix(target: Path) -> str:
 
 def _lock(folder: Path, *, wait: bool = False) -> int | None:
     """A lock on a folder that ends with the process, as a file descriptor; None where it is taken or there are none."""
-    if fcntl is None:
+    if sys.platform == "win32":
         return None
     number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
@@ -129,7 +128,7 @@ def _unlock(lock: int | None) -> None:
 
 def _clear_leftovers(target: Path) -> None:
     """Remove what killed runs left of `target`; a former folder that one had already put aside comes back."""
-    if fcntl is None:
+    if sys.platform == "win32":
         return
     for path in target.parent.glob(f"{_prefix(target)}*"):
         if path.suffix not in (".partial", ".old") or path.lstat().st_uid != os.geteuid():

@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from aff_deploy import __version__
-from aff_deploy.artifact import kept_apart, reason_of
+from aff_deploy.artifact import confine_libraries, kept_apart, reason_of
 from aff_deploy.cli import convert, deploy, doctor, engine, export, graph, inspect, validate
 from aff_deploy.cli.signals import watch_signals
 from aff_deploy.cli.streams import printable, safe_streams, silence_stdout
@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # --debug is accepted anywhere, because it is added to a command that has just failed.
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    confine_libraries()
     stop_watching = watch_signals()
     try:
         with safe_streams(), kept_apart():

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-from aff_deploy.artifact import abandon_stages
+from aff_deploy.artifact import abandon_stages, cache_folder
 from aff_deploy.cli.streams import printable
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
@@ -56,7 +56,8 @@ def _wait(waiting: socket.socket) -> None:
 
 def _end(number: int) -> None:
     try:
-        written = abandon_stages()
+        # What was written into a folder that is gone, or into our cache, is no output.
+        written = [path for path in abandon_stages() if path.exists() and not path.is_relative_to(cache_folder(""))]
         said = f"{printable(str(written[-1]))} is written" if written else "nothing was written"
         # In one piece, below any stream that the work may be writing to.
         os.write(2, f"\ninterrupted: {said}\n".encode(errors="replace"))

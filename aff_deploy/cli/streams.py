@@ -112,8 +112,8 @@ def safe_streams() -> Iterator[None]:
     """Let all that the block prints go through the filter."""
     _occupy_standard_streams()
     out, err = sys.stdout, sys.stderr
-    sys.stdout = SafeStream(out, "stdout", required=True)  # type: ignore[assignment]
-    sys.stderr = SafeStream(err, "stderr", required=False)  # type: ignore[assignment]
+    sys.stdout = SafeStream(out, "stdout", required=True)
+    sys.stderr = SafeStream(err, "stderr", required=False)
     try:
         yield
     finally:

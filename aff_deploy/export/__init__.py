@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aff_deploy.artifact import scratch_folder
+from aff_deploy.artifact import confine_libraries, scratch_folder
 from aff_deploy.errors import CheckFailed, MissingDependency, NetworkError, UsageError
 from aff_deploy.spec import TOLERANCES, Precision, TensorSpec, Tolerance
 
@@ -64,6 +64,7 @@ def export_onnx(
         MissingDependency: a package that the export needs is not installed.
     """
     _check_request(inputs, opset, exporter, output_names)
+    confine_libraries()
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401

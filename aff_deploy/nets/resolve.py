@@ -195,9 +195,13 @@ def _importable(folder: Path) -> Iterator[None]:
     """Let modules in `folder` be found first while the block runs."""
     entry = os.fspath(folder)
     sys.path.insert(0, entry)
+    former = sys.dont_write_bytecode
+    # Or a folder __pycache__ would appear beside somebody's source.
+    sys.dont_write_bytecode = True
     try:
         yield
     finally:
+        sys.dont_write_bytecode = former
         with contextlib.suppress(ValueError):
             sys.path.remove(entry)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import mmap
-import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aff_deploy.artifact import check_input, open_input
+from aff_deploy.artifact import check_input, confine_libraries, open_input
 from aff_deploy.errors import MissingDependency, ModelError
 from aff_deploy.runtimes import Array, Feeds, check_feeds, shape_text
 from aff_deploy.spec import TensorSpec
@@ -45,24 +44,21 @@ MAX_LOOP_SECONDS = 40
 def import_onnxruntime(module: str = "onnxruntime") -> Any:
     """ONNX Runtime, or a module inside it, imported when it is needed, and here alone.
 
-    From 1.32 on it writes a device's number and what was done into the user's home, and looks up a host to send it to,
-    unless it is told not to before it loads.
-
     Raises:
         MissingDependency: it is not installed.
     """
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    confine_libraries()
     try:
         return importlib.import_module(module)
     except ImportError:
         raise MissingDependency("onnxruntime is not installed", extra="cpu") from None
 
 
-def has_loop(model: Path | bytes) -> bool:
-    """Whether a serialised model may hold a Loop, whose end nothing but running it can tell."""
+def has_loop(model: str | bytes) -> bool:
+    """Whether a model, by its path or serialised, may hold a Loop, whose end nothing but running it can tell."""
     if isinstance(model, bytes):
         return LOOP in model
-    with open_input(model, error=ModelError) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with open_input(Path(model), error=ModelError) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(LOOP) >= 0
 
 
@@ -142,7 +138,7 @@ class OnnxRuntimeRunner:
             ) from None
         self.name = "ONNX Runtime"
         self._label = label
-        self._loops = has_loop(model if isinstance(model, Path) else source)
+        self._loops = has_loop(source)
         self._session: Any = session
         self._inputs = tuple(_spec(value) for value in session.get_inputs())
         self._bfloat16 = any(v.type == "tensor(bfloat16)" for v in (*session.get_inputs(), *session.get_outputs()))
@@ -206,8 +202,8 @@ class OnnxRuntimeRunner:
 
     def _run(self, feeds: Feeds, options: Any = None) -> list[Array]:
         if not self._bfloat16:
-            values: list[Array] = self._session.run(self._outputs, dict(feeds), options)
-            return values
+            arrays: list[Array] = self._session.run(self._outputs, dict(feeds), options)
+            return arrays
         ort = import_onnxruntime()
         values = {}
         for spec in self._inputs:
