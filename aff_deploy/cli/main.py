@@ -18,7 +18,7 @@ from aff_deploy import __version__
 from aff_deploy.artifact import confine_libraries, kept_apart, reason_of
 from aff_deploy.cli import convert, deploy, doctor, engine, export, graph, inspect, validate
 from aff_deploy.cli.signals import watch_signals
-from aff_deploy.cli.streams import printable, safe_streams, silence_stdout
+from aff_deploy.cli.streams import leave, printable, safe_streams, silence_stdout
 from aff_deploy.errors import AffDeployError, UsageError
 
 EXIT_BUG = 70
@@ -64,7 +64,7 @@ def options(
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit."""
+    """Run the command line and exit: with no `arguments` as a program, else by `SystemExit`."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     # --debug is accepted anywhere, because it is added to a command that has just failed.
     debug = "--debug" in words
@@ -74,10 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         with safe_streams(), kept_apart():
             code = _run(words or ["--help"], debug)
+            if arguments is None:
+                leave(code)
     finally:
-        if arguments is not None:
-            # Else to the very end: a library may take its time to leave.
-            stop_watching()
+        stop_watching()
     sys.exit(code)
 
 
