@@ -18,8 +18,8 @@ from aff_deploy import __version__
 from aff_deploy.artifact import confine_libraries, kept_apart, reason_of
 from aff_deploy.cli import convert, deploy, doctor, engine, export, graph, inspect, validate
 from aff_deploy.cli.signals import watch_signals
-from aff_deploy.cli.streams import leave, printable, safe_streams, silence_stdout
-from aff_deploy.errors import AffDeployError, UsageError
+from aff_deploy.cli.streams import leave, printable, safe_streams
+from aff_deploy.errors import AffDeployError, OutputError, UsageError
 
 EXIT_BUG = 70
 EXIT_PIPE = 128 + 13
@@ -73,7 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     stop_watching = watch_signals()
     try:
         with safe_streams(), kept_apart():
-            code = _run(words or ["--help"], debug)
+            try:
+                code = _run(words or ["--help"], debug)
+            except OutputError as error:  # of stdout, on which a failure was to be told
+                code = error.exit_code
             if arguments is None:
                 leave(code)
     finally:
@@ -93,8 +96,6 @@ def _run(words: Sequence[str], debug: bool) -> int:
         message = " ".join(error.format_message().split())
         return _report(error, f"{message.rstrip('.')}; see --help" if error.exit_code == 2 else message, error.exit_code, debug)
     except BrokenPipeError:
-        # Without this the interpreter complains again while it shuts down.
-        silence_stdout()
         return EXIT_PIPE
     except SystemExit as error:
         # Typer's own answer to a closed pipe while it prints help; it has already silenced stdout.

@@ -65,9 +65,12 @@ class SafeStream:
         self.unfiltered = stream
         self._name = name
         self._required = required
+        self._failed: OutputError | None = None
 
     def write(self, text: str) -> int:
-        self.write_raw(printable(text))
+        # Some ask by empty text, or empty bytes, what kind of stream it is.
+        if shown := printable(text):
+            self.write_raw(shown)
         return len(text)
 
     def write_raw(self, text: str) -> None:
@@ -88,14 +91,17 @@ class SafeStream:
         try:
             yield
         except BrokenPipeError:
+            silence(self.unfiltered)
             if self._required:
                 raise
         except (OSError, ValueError) as error:
-            if self._required:
-                self._required = False  # it is told once, and not again while the program ends
-                silence_stdout()
-                reason = reason_of(error) if isinstance(error, OSError) else "it is closed"
-                raise OutputError(f"cannot write to {self._name}: {reason}", fix="redirect it to where there is room") from None
+            if not self._required:
+                return
+            silence(self.unfiltered)
+            reason = reason_of(error) if isinstance(error, OSError) else "it is closed"
+            self._failed = OutputError(f"cannot write to {self._name}: {reason}", fix="redirect it to where there is room")
+        if self._failed is not None:
+            raise self._failed
 
     def isatty(self) -> bool:
         return self.unfiltered is not None and self.unfiltered.isatty()
@@ -129,13 +135,11 @@ def _occupy_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
 
 
-def silence_stdout() -> None:
-    """Drop what stdout still holds, whose reader has gone or has no room: the interpreter would complain once more."""
-    stream = getattr(sys.stdout, "unfiltered", sys.stdout)
-    if stream is None:
-        return
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def silence(stream: TextIO | None) -> None:
+    """Drop what a stream still holds, whose reader has gone or has no room: the interpreter would complain once more."""
+    if stream is not None:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def leave(code: int) -> NoReturn:

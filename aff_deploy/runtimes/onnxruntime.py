@@ -39,6 +39,8 @@ ONNX_BFLOAT16 = 16
 LOOP = b'"\x04Loop'
 """How a node of that type is written: the number of the field and its kind, the length of the text, the text."""
 MAX_LOOP_SECONDS = 40
+MAX_RANK = 32
+"""Dimensions of an input: numpy has 64 at the most, and older ones 32."""
 
 
 def import_onnxruntime(module: str = "onnxruntime") -> Any:
@@ -82,6 +84,8 @@ def _reason(error: Exception) -> str:
 def _spec(value: Any) -> TensorSpec:
     if value.type not in TYPES:
         raise ModelError(f"input {value.name!r} is a {value.type}", fix=f"supported are {', '.join(TYPES)}")
+    if len(value.shape) > MAX_RANK:
+        raise ModelError(f"input {value.name!r} has {len(value.shape)} dimensions", fix=f"at most {MAX_RANK} are supported")
     # A dimension without a size or a name is free; names of our own keep two of them apart.
     shape = tuple(d if isinstance(d, int) else d or f"{value.name}_dim{i}" for i, d in enumerate(value.shape))
     if any(isinstance(d, int) and d < 1 for d in shape):

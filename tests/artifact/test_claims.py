@@ -35,28 +35,33 @@ def check(path: str) -> None:
 @pytest.mark.parametrize("reading", [read, check])
 @pytest.mark.parametrize("source", ["in.onnx", "./sub/../in.onnx", "link.onnx", "hard.onnx"])
 def test_an_input_is_no_output_before_or_after(folder: Path, source: str, reading: Callable[[str], None]) -> None:
-    with kept_apart(), pytest.raises(UsageError, match=r"in\.onnx"):
+    with kept_apart():
         reading(source)
+        with pytest.raises(UsageError, match=r"in\.onnx"):
+            claim_file(Path("in.onnx"))
+    with kept_apart():
         claim_file(Path("in.onnx"))
-    with kept_apart(), pytest.raises(UsageError, match=r"in\.onnx"):
-        claim_file(Path("in.onnx"))
-        reading(source)
+        with pytest.raises(UsageError, match=r"in\.onnx"):
+            reading(source)
 
 
 def test_sidecars_are_outputs(folder: Path) -> None:
-    with kept_apart(), pytest.raises(UsageError, match=r"the output in\.onnx would replace in\.onnx|in\.onnx is the input"):
-        read("in.onnx")
-        claim_file(Path("in"), ".json", ".onnx")
+    with kept_apart():
+        read("link.onnx")
+        with pytest.raises(UsageError, match=r"the output in\.onnx would replace link\.onnx"):
+            claim_file(Path("in"), ".json", ".onnx")
 
 
 @pytest.mark.parametrize("source", ["sub/in.onnx", "sub"])
 def test_a_folder_is_an_output_with_all_in_it(folder: Path, source: str) -> None:
-    with kept_apart(), pytest.raises(UsageError, match="sub"):
+    with kept_apart():
         note_read(Path(source))
+        with pytest.raises(UsageError, match="sub"):
+            claim_folder(Path("sub"))
+    with kept_apart():
         claim_folder(Path("sub"))
-    with kept_apart(), pytest.raises(UsageError, match="sub"):
-        claim_folder(Path("sub"))
-        note_read(Path(source))
+        with pytest.raises(UsageError, match="sub"):
+            note_read(Path(source))
 
 
 def test_an_updated_file_is_read_and_written_but_is_no_other_input(folder: Path) -> None:
@@ -65,9 +70,10 @@ def test_an_updated_file_is_read_and_written_but_is_no_other_input(folder: Path)
         read("in.onnx")
         with pytest.raises(UsageError):
             claim_file(Path("hard.onnx"))
-    with kept_apart(), pytest.raises(UsageError):
+    with kept_apart():
         read("in.onnx")
-        claim_file(Path("in.onnx"), updating=True)
+        with pytest.raises(UsageError):
+            claim_file(Path("in.onnx"), updating=True)
 
 
 def test_others_are_left_alone(folder: Path) -> None:

@@ -28,6 +28,13 @@ def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
+def write_file(target: Path, *sidecars: str) -> None:
+    with staged_file(target) as staged:
+        staged.write_text("new")
+        for suffix in sidecars:
+            staged.with_name(target.name + suffix).write_text("new")
+
+
 def write_folder(target: Path, *files: str) -> None:
     with staged_folder(target) as stage:
         for name in files:
@@ -81,9 +88,8 @@ def test_a_file_of_someone_elses_beside_the_output_is_kept(tmp_path: Path, suffi
     theirs.write_text('{"my": 1}')
     with pytest.raises(UsageError, match=f"m\\{suffix} is in the way"):
         check_writable(target, suffix)
-    with pytest.raises(UsageError, match=f"m\\{suffix} is in the way"), staged_file(target) as staged:
-        staged.write_text("new")
-        staged.with_name(theirs.name).write_text("new")
+    with pytest.raises(UsageError, match=f"m\\{suffix} is in the way"):
+        write_file(target, suffix)
     assert names(tmp_path) == [theirs.name]
     assert theirs.read_text() == '{"my": 1}'
 
@@ -121,9 +127,14 @@ def test_a_folder_with_anything_of_someone_elses_is_refused(tmp_path: Path, dama
 def test_a_note_written_during_the_work_is_kept(tmp_path: Path) -> None:
     target = tmp_path / "out"
     write_folder(target, "first")
-    with pytest.raises(UsageError, match=r"notes\.txt would be lost"), staged_folder(target) as stage:
-        write_folder_manifest(stage, {"name": "n"})
-        (target / "notes.txt").write_text("keep")
+
+    def write_both() -> None:
+        with staged_folder(target) as stage:
+            write_folder_manifest(stage, {"name": "n"})
+            (target / "notes.txt").write_text("keep")
+
+    with pytest.raises(UsageError, match=r"notes\.txt would be lost"):
+        write_both()
     assert names(tmp_path) == ["out", "out/first", "out/manifest.json", "out/notes.txt"]
 
 
@@ -284,6 +295,10 @@ def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="cannot write"), staged_file(tmp_path / "x") as staged:
-        shutil.rmtree(staged.parent)
-        staged.write_text("x")
+    def lose_it() -> None:
+        with staged_file(tmp_path / "x") as staged:
+            shutil.rmtree(staged.parent)
+            staged.write_text("x")
+
+    with pytest.raises(OutputError, match="cannot write"):
+        lose_it()

@@ -163,3 +163,14 @@ def test_a_key_that_no_script_has_is_named(tmp_path: Path) -> None:
 def save(folder: Path) -> Path:
     safetensors.torch.save_file(weights(), folder / "w.safetensors")
     return folder / "w.safetensors"
+
+
+def test_an_archive_that_claims_more_than_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(weights(), tmp_path / "w.pt")
+    with zipfile.ZipFile(tmp_path / "w.pt") as saved, zipfile.ZipFile(tmp_path / "old.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in saved.namelist():
+            packed.writestr(name, saved.read(name))
+        packed.writestr("archive/data/9", bytes(10**6))
+    assert read_weights(tmp_path / "old.pt").keys() == weights().keys()
+    monkeypatch.setattr(refusals, "MAX_PACKED", 10**6)
+    assert "claims to unpack to" in refusal(tmp_path / "old.pt")
