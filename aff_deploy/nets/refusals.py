@@ -20,8 +20,6 @@ from aff_deploy.errors import WeightsError
 
 AGAIN = "it may be truncated: fetch or write it again"
 MAX_ARCHIVE = 16 << 30
-MAX_PACKED = 1 << 30
-"""Bytes that the members of an archive may have together, where its file is smaller: some tools pack it again."""
 MAX_PICKLE = 64 << 20
 MAX_OPERATIONS = 1_000_000
 MAX_NAME = 100
@@ -62,8 +60,8 @@ def check_archive(path: Path) -> None:
     if any(name.endswith("/constants.pkl") for name in names):
         made = f'torch.save(torch.jit.load("{path.name}", map_location="cpu").state_dict(), "weights.pt")'
         raise WeightsError(f"{path} is TorchScript, a program, not a state dict", fix=_where_trusted(made))
-    if declared > max(path.stat().st_size, MAX_PACKED):
-        # torch.save packs nothing: whatever claims to be larger than its file was made to fill memory.
+    if declared > path.stat().st_size:
+        # torch.save packs nothing, and PyTorch reads nothing that is packed: this was made to fill memory.
         raise WeightsError(f"{path} claims to unpack to {declared} bytes", fix="give the file that torch.save wrote")
     if names and all(name.endswith(".npy") for name in names):
         made = f'safetensors.numpy.save_file(dict(numpy.load("{path.name}")), "weights.safetensors")'
