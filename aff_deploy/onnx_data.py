@@ -13,10 +13,19 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, checker, helper
 
+from aff_deploy.artifact import check_input
 from aff_deploy.errors import ModelError
 
 MAX_TENSOR_BYTES = 16 * 2**30
-MADE_WHERE = "export the model again, or check that the download is complete"
+MOST_READINGS = 4
+"""How often the same bytes of external data may be read, on average, for tensors that share them."""
+MAX_DEPTH = 64
+"""Of local functions and graphs in each other."""
+MAX_EXPANDED_NODES = 1_000_000
+"""Most nodes of a model once its local functions are expanded, as runtimes do."""
+EXPORT_AGAIN = "export the model again"
+INCOMPLETE = "export the model again, or check that the download is complete"
+"""For what a file that ends too early would look like, and for nothing else."""
 
 
 def nested_graphs(node: NodeProto) -> Iterator[GraphProto]:
@@ -85,6 +94,44 @@ _PER_BYTE = {
 }
 
 
+def check_functions(model: ModelProto, name: str) -> None:
+    """Bound what local functions become: each may call others twice, and libraries expand them all.
+
+    Raises:
+        ModelError: functions that call themselves, lie too deep in each other, or become too many nodes.
+    """
+    functions = {(function.domain, function.name, function.overload): function for function in model.functions}
+    known: dict[tuple[str, str, str], tuple[int, int]] = {}
+    open_: list[tuple[str, str, str]] = []
+
+    def measure(nodes: Iterable[NodeProto]) -> tuple[int, int]:
+        """How many nodes they become, and how deep functions and graphs lie in each other there."""
+        count = depth = 0
+        for node in nodes:
+            parts = [measure(graph.node) for graph in nested_graphs(node)]
+            called = (node.domain, node.op_type, node.overload)
+            parts += [function_size(called)] if called in functions else []
+            count = min(count + 1 + sum(size for size, _ in parts), MAX_EXPANDED_NODES + 1)
+            depth = max([depth, *(inner + 1 for _, inner in parts)])
+        return count, depth
+
+    def function_size(called: tuple[str, str, str]) -> tuple[int, int]:
+        if called in open_:
+            raise ModelError(f"{name}: the local function {called[1]!r} calls itself", fix=EXPORT_AGAIN)
+        if called not in known:
+            open_.append(called)
+            too_deep = len(open_) > MAX_DEPTH
+            known[called] = (1, MAX_DEPTH + 1) if too_deep else measure(functions[called].node)
+            open_.pop()
+        return known[called]
+
+    count, depth = measure(model.graph.node) if functions else (0, 0)
+    if depth > MAX_DEPTH:
+        raise ModelError(f"{name}: its local functions lie over {MAX_DEPTH} deep in each other", fix=EXPORT_AGAIN)
+    if count > MAX_EXPANDED_NODES:
+        raise ModelError(f"{name}: its local functions become more than {MAX_EXPANDED_NODES} nodes", fix=EXPORT_AGAIN)
+
+
 def is_text(message: Message) -> bool:
     """Whether every string of a message and of those in it is UTF-8; protobuf itself hands out bytes where one is not."""
     for field, value in message.ListFields():
@@ -104,8 +151,17 @@ def read_tensors(model: ModelProto, path: Path) -> None:
     Raises:
         ModelError: naming the tensor.
     """
+    files: dict[Path, int] = {}
+    total = 0
     for tensor in iter_tensors(model):
-        _check_tensor(tensor, path)
+        if (found := _check_tensor(tensor, path)) is not None:
+            files[found[0]] = found[1]
+            total += tensor_bytes(tensor)
+    # Tensors may share their bytes, but each is loaded by itself.
+    if total > MOST_READINGS * sum(files.values()):
+        raise ModelError(f"{path}: its tensors claim {total} bytes of smaller data files", fix=EXPORT_AGAIN)
+    for file in files:
+        check_input(file, what="external data", error=ModelError)
     _load_external_data(model, path)
 
 
@@ -118,19 +174,21 @@ def _load_external_data(model: ModelProto, path: Path) -> None:
             warnings.simplefilter("ignore")
             onnx.load_external_data_for_model(model, str(path.parent))
     except (checker.ValidationError, ValueError, OSError) as error:
-        raise ModelError(f"{path}: external data cannot be read: {first_line(error)}", fix=MADE_WHERE) from None
+        raise ModelError(f"{path}: external data cannot be read: {first_line(error)}", fix=INCOMPLETE) from None
 
 
-def _check_tensor(tensor: TensorProto, path: Path) -> None:
+def _check_tensor(tensor: TensorProto, path: Path) -> tuple[Path, int] | None:
+    """Hold a tensor against its message; for external data, the file that it lies in and that file's size."""
     if any(dim < 0 for dim in tensor.dims) or tensor_bytes(tensor) > MAX_TENSOR_BYTES:
-        raise ModelError(f"{path}: tensor {tensor.name!r} claims the shape {list(tensor.dims)}", fix=MADE_WHERE)
+        raise ModelError(f"{path}: tensor {tensor.name!r} claims the shape {list(tensor.dims)}", fix=EXPORT_AGAIN)
     if tensor.data_location == TensorProto.EXTERNAL:
-        _check_external(tensor, path)
-    elif (held := _held(tensor)) is not None and held[0] != held[1]:
+        return _check_external(tensor, path)
+    if (held := _held(tensor)) is not None and held[0] != held[1]:
         raise ModelError(
             f"{path}: tensor {tensor.name!r} of shape {list(tensor.dims)} holds {held[0]} {held[2]}, not {held[1]}",
-            fix=MADE_WHERE,
+            fix=EXPORT_AGAIN,
         )
+    return None
 
 
 def _held(tensor: TensorProto) -> tuple[int, int, str] | None:
@@ -147,7 +205,7 @@ def _held(tensor: TensorProto) -> tuple[int, int, str] | None:
     return len(values), parts * int(math.prod(tensor.dims)), "values"
 
 
-def _check_external(tensor: TensorProto, path: Path) -> None:
+def _check_external(tensor: TensorProto, path: Path) -> tuple[Path, int]:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     folder = path.parent.resolve()
@@ -166,12 +224,15 @@ def _check_external(tensor: TensorProto, path: Path) -> None:
     try:
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", tensor_bytes(tensor)))
     except ValueError:
-        raise ModelError(f"{path}: tensor {tensor.name!r} has a malformed external offset or length", fix=MADE_WHERE) from None
+        raise ModelError(
+            f"{path}: tensor {tensor.name!r} has a malformed external offset or length", fix=EXPORT_AGAIN
+        ) from None
     if offset < 0 or length != tensor_bytes(tensor) or offset + length > size:
-        raise ModelError(f"{path}: tensor {tensor.name!r} reaches beyond its data file {location!r}", fix=MADE_WHERE)
+        raise ModelError(f"{path}: tensor {tensor.name!r} reaches beyond its data file {location!r}", fix=INCOMPLETE)
     if "length" not in entries:
         # Or everything to the end of the file would be read.
         tensor.external_data.add(key="length", value=str(length))
+    return target, size
 
 
 def first_line(error: Exception) -> str:

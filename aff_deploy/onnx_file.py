@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,12 +18,23 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TypeProto, checker, helper, shape_inference
 
-from aff_deploy.artifact import Artifact, staged_file, write_manifest
+from aff_deploy.artifact import Artifact, read_input, staged_file, write_manifest
 from aff_deploy.errors import ModelError
-from aff_deploy.onnx_data import MADE_WHERE, first_line, is_text, iter_tensors, nested_graphs, read_tensors, tensor_bytes
+from aff_deploy.onnx_data import (
+    EXPORT_AGAIN,
+    INCOMPLETE,
+    check_functions,
+    first_line,
+    is_text,
+    iter_tensors,
+    nested_graphs,
+    read_tensors,
+    tensor_bytes,
+)
 
 MAX_MODEL_BYTES = 1_900_000_000
 """Above this the weights go to a file of their own: protobuf ends at 2 GiB."""
+MAX_PROTOBUF_BYTES = 2**31 - 1
 FIRST_IR_WITH_DEFAULTS = 4
 SKELETON_KEEPS_BYTES = 1024
 """Initializers up to this size stay values in a skeleton: shapes are computed from them."""
@@ -43,19 +55,17 @@ def load_onnx(path: Path) -> ModelProto:
     Raises:
         ModelError: the file is missing, truncated, not ONNX, cyclic, incomplete or hostile.
     """
+    content = read_input(path, error=ModelError, most=MAX_PROTOBUF_BYTES, fix="give the path of an .onnx file")
     try:
-        if not path.is_file():
-            reason = "it is a folder" if path.is_dir() else "no such file"
-            raise ModelError(f"cannot read {path}: {reason}", fix="give the path of an .onnx file")
-        # Named, because onnx would otherwise choose a format by the file's extension.
-        model = onnx.load_model(path, format="protobuf", load_external_data=False)
-    except (DecodeError, ValueError, OSError) as error:
-        reason = error.strerror or str(error) if isinstance(error, OSError) else "truncated, or not an ONNX model"
-        raise ModelError(f"cannot read {path}: {reason}", fix=MADE_WHERE) from None
+        model: ModelProto = ModelProto.FromString(content)
+    except (DecodeError, ValueError):
+        raise ModelError(f"cannot read {path}: truncated, or not an ONNX model", fix=INCOMPLETE) from None
+    del content
     if not model.graph.node or not model.opset_import or not model.ir_version:
-        raise ModelError(f"{path} holds no ONNX graph", fix=MADE_WHERE)
+        raise ModelError(f"{path} holds no ONNX graph", fix=INCOMPLETE)
     if not is_text(model):
-        raise ModelError(f"cannot read {path}: a name in it is not UTF-8 text", fix=MADE_WHERE)
+        raise ModelError(f"cannot read {path}: a name in it is not UTF-8 text", fix=EXPORT_AGAIN)
+    check_functions(model, str(path))
     read_tensors(model, path)
     check_onnx(model, str(path), full=False)
     return model
@@ -105,7 +115,7 @@ def infer_types(model: ModelProto, *, strict: bool = False) -> dict[str, TypePro
     except shape_inference.InferenceError as error:
         if not strict:
             return {}
-        raise ModelError(f"shape inference fails: {first_line(error)}", fix=MADE_WHERE) from None
+        raise ModelError(f"shape inference fails: {first_line(error)}", fix=EXPORT_AGAIN) from None
     graph = inferred.graph
     types = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input, *graph.output)}
     for tensor in graph.initializer:
@@ -136,37 +146,47 @@ def check_onnx(model: ModelProto, name: str = "the model", *, full: bool = True)
     Raises:
         ModelError: naming the node or tensor.
     """
-    _check_wiring(model.graph, name, outer=frozenset())
+    _check_wiring(model.graph, name, outer=())
     try:
-        checker.check_model(skeleton(model))
+        checker.check_model(_with_shapes(skeleton(model)))
     except (checker.ValidationError, ValueError, RuntimeError) as error:  # ValueError: of its own message, if not UTF-8
-        raise ModelError(f"{name} is not valid ONNX: {first_line(error)}", fix=MADE_WHERE) from None
+        raise ModelError(f"{name} is not valid ONNX: {first_line(error)}", fix=EXPORT_AGAIN) from None
     if full:
         infer_types(model, strict=True)
 
 
-def _check_wiring(graph: GraphProto, name: str, outer: frozenset[str]) -> None:
+def _with_shapes(light: ModelProto) -> ModelProto:
+    """A skeleton in which every input and output of unknown rank has some: ONNX lets them be unknown, its checker does not."""
+    for value in (*light.graph.input, *light.graph.output):
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            value.type.tensor_type.shape.SetInParent()
+    return light
+
+
+def _check_wiring(graph: GraphProto, name: str, outer: tuple[frozenset[str], ...]) -> None:
     made = [value.name for value in graph.input] + [out for node in graph.node for out in node.output if out]
-    known = outer | set(made) | {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    constants = [*(t.name for t in graph.initializer), *(t.values.name for t in graph.sparse_initializer)]
+    # One set for each graph around, none of them copied: a graph may hold thousands of others.
+    known = (frozenset([*made, *constants]), *outer)
     if len(made) != len(set(made)):
-        twice = next(tensor for tensor in made if made.count(tensor) > 1)
-        raise ModelError(f"{name}: tensor {twice!r} is produced twice", fix=MADE_WHERE)
+        twice = next(tensor for tensor, count in Counter(made).items() if count > 1)
+        raise ModelError(f"{name}: tensor {twice!r} is produced twice", fix=EXPORT_AGAIN)
     for node in graph.node:
         for tensor in node.input:
-            if tensor and tensor not in known:
+            if tensor and not any(tensor in names for names in known):
                 raise ModelError(
                     f"{name}: node {node.name or node.op_type!r} reads {tensor!r}, which nothing makes (a lost initializer?)",
-                    fix=MADE_WHERE,
+                    fix=EXPORT_AGAIN,
                 )
         for nested in nested_graphs(node):
-            _check_wiring(nested, name, frozenset(known))
+            _check_wiring(nested, name, known)
     for value in graph.output:
-        if value.name not in known:
-            raise ModelError(f"{name}: output {value.name!r} is produced by nothing", fix=MADE_WHERE)
+        if not any(value.name in names for names in known):
+            raise ModelError(f"{name}: output {value.name!r} is produced by nothing", fix=EXPORT_AGAIN)
     if len(sorted_nodes(graph)) != len(graph.node):
         stuck = set(range(len(graph.node))) - {id_ for id_, _ in _topological(graph)}
         names = ", ".join(graph.node[i].name or graph.node[i].op_type for i in sorted(stuck)[:3])
-        raise ModelError(f"{name}: the graph has a cycle (through {names})", fix=MADE_WHERE)
+        raise ModelError(f"{name}: the graph has a cycle (through {names})", fix=EXPORT_AGAIN)
 
 
 def _captured(node: NodeProto) -> Iterator[str]:

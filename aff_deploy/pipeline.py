@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections import Counter
@@ -13,7 +12,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aff_deploy.artifact import MANIFEST_FORMAT, Artifact, sha256, staged_folder, versions
+from aff_deploy.artifact import (
+    Artifact,
+    claim_folder,
+    kept_apart,
+    note_read,
+    sha256,
+    staged_folder,
+    versions,
+    write_folder_manifest,
+)
 from aff_deploy.engine import EngineRequest, build_engine, check_profiles, find_backend
 from aff_deploy.engine.data import engine_data
 from aff_deploy.errors import CheckFailed, MissingDependency
@@ -35,7 +43,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 MODEL_FILE, ENGINE_FILE = "model.onnx", "model.engine"
-MANIFEST_FILE, REPORT_FILE, RECIPE_FILE = "manifest.json", "report.html", "recipe.toml"
+REPORT_FILE, RECIPE_FILE = "report.html", "recipe.toml"
 SEEDED_SAMPLES = 16
 
 
@@ -112,7 +120,9 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
         AffDeployError: whatever a stage raises; see there.
     """
     clock = _Clock(progress)
-    with staged_folder(out, marker=MANIFEST_FILE) as stage:
+    with kept_apart(), staged_folder(out) as stage:
+        note_read(recipe.folder)
+        claim_folder(out)
         with clock.stage("load", "load the network"):
             network = network_of_recipe(recipe)
             evaluation = recipe.checked_evaluation()
@@ -139,7 +149,6 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
                 evaluated.require_accuracy(recipe.name)
         engine = _build_engine(recipe, network, result.model, artifact, clock)
         manifest: dict[str, Any] = {
-            "format": MANIFEST_FORMAT,
             "name": recipe.name,
             "description": recipe.description,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -154,14 +163,13 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
             "validation": {**validation.to_dict(), "sources": _sources(evaluation, len(evaluated_on), batches)},
             "evaluation": None if evaluated is None else evaluated.to_dict(),
             "seconds": dict(clock.seconds),
-            "versions": versions(),
             "platform": f"{platform.system()} {platform.machine()}",
         }
         with clock.stage("report", "write the report"):
             (stage / RECIPE_FILE).write_text(dump_recipe(recipe), encoding="utf-8")
-            (stage / REPORT_FILE).write_text(render_report(manifest), encoding="utf-8")
-            text = json.dumps(manifest, indent=2, allow_nan=False)
-            (stage / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+            page = render_report({**manifest, "versions": versions()})
+            (stage / REPORT_FILE).write_text(page, encoding="utf-8")
+            manifest = write_folder_manifest(stage, manifest)
     return DeployResult(out, manifest, validation, evaluated)
 
 

@@ -14,8 +14,8 @@ Dim: TypeAlias = "int | str"
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int8", "uint8", "bool")
 
-# A tensor this large in a request is a typing error, not a wish (2**31 elements: 8 GiB of float32).
-MAX_ELEMENTS = 2**31
+# An input this large is a typing error, not a wish (1 GiB of float32).
+MAX_ELEMENTS = 2**28
 
 
 class Precision(str, Enum):

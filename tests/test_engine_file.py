@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from aff_deploy.artifact import MAX_JSON
 from aff_deploy.engine_file import (
     check_engine,
     describe_engine,
@@ -18,7 +19,7 @@ from aff_deploy.engine_file import (
     read_engine_manifest,
     write_engine,
 )
-from aff_deploy.engine_file.manifest import HEAD_BYTES, MAX_MANIFEST_BYTES
+from aff_deploy.engine_file.manifest import HEAD_BYTES
 from aff_deploy.errors import EngineError, ModelError
 from aff_deploy.spec import Precision, TensorSpec
 from tests.engines import ONNX, PLAN, engine_facts, write_test_engine
@@ -95,10 +96,18 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "deep JSON": (lambda p: beside(p).write_text("[" * 100_000), "is not JSON"),
     "not a number": (lambda p: beside(p).write_text('{"a": NaN}'), "NaN is no JSON number"),
     "a list": (lambda p: beside(p).write_text("[]"), "is not a JSON object"),
-    "too large": (lambda p: beside(p).write_bytes(b" " * (MAX_MANIFEST_BYTES + 1)), "is larger than"),
+    "too large": (lambda p: beside(p).write_bytes(b" " * (MAX_JSON + 1)), "more than the"),
     "an ONNX file's manifest": (lambda p: beside(p).write_text('{"format": 1, "file": "m.onnx"}'), "'sha256' is missing"),
     "a wrong type": (lambda p: edit(p, lambda m: m.update(bytes=True)), "'bytes' is a bool, not a int"),
     "a later format": (lambda p: edit(p, lambda m: m.update(format=2)), "its format is 2"),
+    "no checks": (lambda p: edit(p, lambda m: m.update(checks=["x"])), "'checks' is not a list of objects"),
+    "checks of no words": (lambda p: edit(p, lambda m: m.update(checks=[{"on": 3}])), "'checks' is not a list"),
+    "times that are none": (lambda p: edit(p, lambda m: m.update(seconds={"a": [1]})), "'seconds' holds something else"),
+    "sites that are none": (lambda p: edit(p, lambda m: m["typed"].update(kept_wide=[3])), "'typed.kept_wide' is not"),
+    "a proof of no numbers": (
+        lambda p: edit(p, lambda m: m["precision"].update(proof={"wide_by_design": [], "nodes": "x", "in_precision": 1})),
+        "'nodes' is a str, not a int",
+    ),
     "an edit by hand": (lambda p: edit(p, lambda m: m["precision"].update(proven="fp32")), "its seal does not fit"),
     "a new field": (lambda p: edit(p, lambda m: m.update(note="")), "its seal does not fit"),
     "an empty engine": (lambda p: p.write_bytes(b""), "m.engine is empty"),
@@ -326,5 +335,5 @@ def test_describing_an_engine_of_someone_elses(tmp_path: Path) -> None:
     assert "has no manifest" in document["problem"]
     path.write_bytes(b"not an engine")
     assert describe_engine(path)["written_by"] is None
-    with pytest.raises(EngineError, match="No such file"):
+    with pytest.raises(EngineError, match="no such file"):
         describe_engine(tmp_path / "absent")

@@ -36,7 +36,7 @@ HOMES = {
     "torch": ("nets/", "export/", "runtimes/pytorch.py", "runtimes/cuda.py", "ops/torch_op.py", "ops/modules.py"),
     "triton": ("ops/kernels.py", "ops/tiles.py", "ops/compile.py"),
     "onnxscript": ("export/",),
-    "onnxruntime": ("runtimes/onnxruntime.py", "precision/"),
+    "onnxruntime": (),
     "PIL": ("precision/images.py",),
     "onnx_graphsurgeon": ("passes/",),
     "typer": ("cli/",),

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aff_deploy.artifact import check_writable
-from aff_deploy.errors import UsageError
+from aff_deploy.artifact import check_writable, claim_file, note_read
+from aff_deploy.cli.streams import cell, printable
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -20,17 +20,28 @@ if TYPE_CHECKING:
     from aff_deploy.nets.checkpoints import LoadedWeights
 
 
-def claim_output(output: Path, *sources: Path) -> None:
-    """Fail before the work where `output` could not be written after it, or would replace what is read.
+MODEL_SIDECARS = (".json", ".data")
+"""What `onnx_file.save_onnx` may write beside a model: its manifest, and its weights where they are large."""
+
+
+def claim_output(output: Path, *sources: Path, sidecars: Sequence[str] = ()) -> None:
+    """Fail before the work where `output` could not be written after it, or would replace what is read or is not ours.
+
+    What is read later, such as a recipe's weights, is compared with it then.
+
+    Args:
+        output: the file to write.
+        sources: what is known to be read.
+        sidecars: ``.json`` and the like: what is written beside it, its name lengthened.
 
     Raises:
-        UsageError: `output` is one of the `sources`.
+        UsageError: `output` or a sidecar is one of the `sources`, a symbolic link, or a sidecar of somebody else.
         OutputError: it cannot be written.
     """
     for source in sources:
-        if output.resolve() == source.resolve():
-            raise UsageError(f"-o {output} is the input itself", fix="give another name")
-    check_writable(output)
+        note_read(source)
+    claim_file(output, *sidecars)
+    check_writable(output, *sidecars)
 
 
 @contextlib.contextmanager
@@ -50,12 +61,14 @@ def say_notes(loaded: LoadedWeights | None) -> None:
 
 def print_json(document: Mapping[str, Any]) -> None:
     """One JSON document on stdout; a number that JSON cannot write is a bug in what made it."""
-    print(json.dumps(document, indent=2, allow_nan=False))
+    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    # Escaped by JSON's own rules, and as long as it is.
+    getattr(sys.stdout, "write_raw", sys.stdout.write)(text)
 
 
 def table(rows: Sequence[Sequence[object]], heads: Sequence[str] = (), *, indent: str = "  ") -> str:
     """Rows as aligned columns; numbers to the right."""
-    lines = [tuple(str(cell) for cell in row) for row in ([heads, *rows] if heads else rows)]
+    lines = [tuple(cell(value) for value in row) for row in ([heads, *rows] if heads else rows)]
     if not lines:
         return ""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
@@ -63,7 +76,7 @@ def table(rows: Sequence[Sequence[object]], heads: Sequence[str] = (), *, indent
     return "\n".join(
         indent
         + "  ".join(
-            cell.rjust(width) if flush else cell.ljust(width) for cell, width, flush in zip(line, widths, right, strict=True)
+            text.rjust(width) if flush else text.ljust(width) for text, width, flush in zip(line, widths, right, strict=True)
         ).rstrip()
         for line in lines
     )
@@ -83,15 +96,19 @@ class Steps:
         self._name, self._start = name, time.perf_counter()
         if sys.stderr.isatty():
             from rich.console import Console
+            from rich.text import Text
 
-            # A slow refresh: a busy one takes time from the work it shows.
-            self._status = Console(stderr=True).status(name, refresh_per_second=4)
+            # Its own escapes must reach the terminal. A slow refresh: a busy one takes time from the work it shows.
+            console = Console(file=getattr(sys.stderr, "unfiltered", sys.stderr))
+            self._status = console.status(Text(printable(name)), refresh_per_second=4)
             self._status.start()
 
     def detail(self, text: str) -> None:
         """Where the present stage stands."""
         if self._status is not None:
-            self._status.update(f"{self._name}: {text}")
+            from rich.text import Text
+
+            self._status.update(Text(printable(f"{self._name}: {text}")))
         else:
             print(f"    {text}", file=sys.stderr, flush=True)
 

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from aff_deploy.artifact import check_writable
-from aff_deploy.cli.console import Steps, working
+from aff_deploy.cli.console import Steps, claim_output, working
 from aff_deploy.cli.options import NETWORK, Arguments, Key, read_arguments
 from aff_deploy.errors import UsageError
 
@@ -27,9 +26,7 @@ def convert_weights(
     """Write a network's weights as safetensors."""
     if output.suffix != SUFFIX:
         raise UsageError(f"{output} is no name of a safetensors file", fix=f"give a name that ends in {SUFFIX}")
-    if output.resolve() == source.resolve():
-        raise UsageError(f"{output} is the input itself", fix="give another name")
-    check_writable(output)
+    claim_output(output, source)
     given = read_arguments(arguments)
     with Steps() as step, working():
         step("load the network and the weights")

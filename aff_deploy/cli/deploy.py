@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from aff_deploy.artifact import claim_folder
 from aff_deploy.cli.console import Steps, working
 from aff_deploy.errors import RecipeError
 
@@ -20,6 +21,7 @@ def deploy(
     """Run the whole pipeline and write a report."""
     from aff_deploy.recipe import bundled_recipes, find_recipe, nearest
 
+    claim_folder(output)
     recipe = find_recipe(reference)
     if recipe is None:
         known = list(bundled_recipes())

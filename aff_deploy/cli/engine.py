@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aff_deploy.cli.console import Steps, claim_output, print_json, working
+from aff_deploy.cli.console import MODEL_SIDECARS, Steps, claim_output, print_json, working
 from aff_deploy.cli.options import (
     NETWORK,
     UNTRAINED,
@@ -141,7 +141,8 @@ def build_engine(
     is_file = source.endswith(".onnx")
     given = Given(weights, read_arguments(arguments), key)
     _check_usage(is_file, against, given, inputs, dynamic)
-    claim_output(output, *([Path(source)] if is_file else []))
+    typed = [".onnx", *(f".onnx{suffix}" for suffix in MODEL_SIDECARS)] if keep_typed else []
+    claim_output(output, *([Path(source)] if is_file else []), sidecars=(".json", *typed))
     with Steps() as step, working(), contextlib.ExitStack() as stack:
         step("load the model")
         from aff_deploy.engine import (

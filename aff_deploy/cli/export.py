@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from aff_deploy.cli.console import Steps, claim_output, working
+from aff_deploy.cli.console import MODEL_SIDECARS, Steps, claim_output, working
 from aff_deploy.cli.options import NETWORK, Arguments, Given, Key, Weights, read_arguments
 from aff_deploy.errors import UsageError
 from aff_deploy.spec import TensorSpec, apply_dynamic
@@ -39,7 +39,7 @@ def export(
     ] = None,
 ) -> None:
     """Turn a network into ONNX, proven against PyTorch."""
-    claim_output(output)
+    claim_output(output, sidecars=MODEL_SIDECARS)
     specs = tuple(TensorSpec.parse(text) for text in inputs or ())
     given = Given(weights, read_arguments(arguments), key)
     with Steps() as step, working():

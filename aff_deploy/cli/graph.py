@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aff_deploy.cli.console import Steps, claim_output, print_json, table, working
+from aff_deploy.cli.console import MODEL_SIDECARS, Steps, claim_output, print_json, table, working
 from aff_deploy.cli.options import Json
 from aff_deploy.errors import UsageError
 
@@ -28,7 +28,7 @@ def optimize(
     """Fold, clean up and fuse an ONNX file."""
     if plugin and no_fuse:
         raise UsageError("--plugin has nothing to write into with --no-fuse", fix="leave one of them out")
-    claim_output(output, source)
+    claim_output(output, source, sidecars=MODEL_SIDECARS)
     native: list[dict[str, str]] = []
     carried: tuple[dict[str, Any], ...] = ()
     with Steps() as step, working():

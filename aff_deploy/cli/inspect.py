@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,7 +56,7 @@ def _print_model(file: Path, document: Mapping[str, Any]) -> None:
     print(f"{file}: opset {document['opset'] or '?'}, IR {document['ir_version']}")
     for kind in ("inputs", "outputs"):
         print(f"{kind}:")
-        print(table([(value["name"], "x".join(map(str, value["shape"])), value["dtype"]) for value in document[kind]]))
+        print(table([(value["name"], _shape(value["shape"]), value["dtype"]) for value in document[kind]]))
     print("operators:")
     print(table(Counter(document["ops"]).most_common()))
     print_sites(document)
@@ -67,6 +67,12 @@ def _print_model(file: Path, document: Mapping[str, Any]) -> None:
         source = manifest.get("source", {})
         made_from = source.get("file") or source.get("recipe") or manifest.get("network") or "unknown"
         print(f"manifest: made from {made_from}, sha256 {manifest['sha256'][:16]}..., the file is unchanged since")
+
+
+def _shape(shape: Sequence[object] | None) -> str:
+    if shape is None:
+        return "unknown"
+    return "x".join("?" if size is None else str(size) for size in shape) or "scalar"
 
 
 def _print_engine(file: Path, document: Mapping[str, Any]) -> None:
@@ -90,11 +96,12 @@ def _print_engine(file: Path, document: Mapping[str, Any]) -> None:
         rows += [("seconds", ", ".join(f"{stage} {seconds}" for stage, seconds in facts["seconds"].items()))]
         print(table(rows))
         kept = facts["typed"].get("kept_wide", ())
-        print(table([("kept fp32", f"{site['name']}: {site['reason']}") for site in kept]), end="\n" if kept else "")
+        print(table([("kept fp32", f"{site.get('name')}: {site.get('reason')}") for site in kept]), end="\n" if kept else "")
     if document["proven"] is not None:
         for check in document["proven"]["checks"]:
-            passed = "ok" if check["passed"] else "FAILED"
-            print(f"  checked: {check['what']} on {check['on']}, against {check['against']}: {passed}")
+            passed = "ok" if check.get("passed") is True else "FAILED"
+            what, on, against = (check.get(key, "?") for key in ("what", "on", "against"))
+            print(f"  checked: {what} on {on}, against {against}: {passed}")
     if document["problem"]:
         print(f"  NOT LOADABLE: {document['problem']}; {document['fix']}")
     else:

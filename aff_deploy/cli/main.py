@@ -6,23 +6,25 @@ Exit codes: 0 done; 1 a check failed; 2 wrong usage; 3 bad input; 4 something is
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
 from aff_deploy import __version__
+from aff_deploy.artifact import confine_libraries, kept_apart, reason_of
 from aff_deploy.cli import convert, deploy, doctor, engine, export, graph, inspect, validate
-from aff_deploy.errors import AffDeployError
+from aff_deploy.cli.signals import watch_signals
+from aff_deploy.cli.streams import leave, printable, safe_streams
+from aff_deploy.errors import AffDeployError, OutputError, UsageError
 
 EXIT_BUG = 70
 EXIT_PIPE = 128 + 13
+MAX_MESSAGE = 1000
+"""Characters of an error, whose end says what to do."""
 EXTRA_OF = {"torch": "cpu", "onnxscript": "cpu", "onnxruntime": "cpu", "PIL": "images"}
 
 app = typer.Typer(
@@ -61,34 +63,30 @@ def options(
     """Take networks with attentional feature fusion from PyTorch to optimised, validated ONNX."""
 
 
-class Stopped(BaseException):
-    """A signal asked the process to end; the blocks that it unwinds remove what they had staged."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        super().__init__(signal.Signals(number).name)
-
-
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    # The clean-up runs to its end even if the person presses Ctrl-C again.
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-    raise Stopped(number)
-
-
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit."""
+    """Run the command line and exit: with no `arguments` as a program, else by `SystemExit`."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     # --debug is accepted anywhere, because it is added to a command that has just failed.
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
-    sys.exit(_run(words or ["--help"], debug))
+    confine_libraries()
+    stop_watching = watch_signals()
+    try:
+        with safe_streams(), kept_apart():
+            try:
+                code = _run(words or ["--help"], debug)
+            except OutputError as error:  # of stdout, on which a failure was to be told
+                code = error.exit_code
+            if arguments is None:
+                leave(code)
+    finally:
+        stop_watching()
+    sys.exit(code)
 
 
 def _run(words: Sequence[str], debug: bool) -> int:
     try:
+        _require_folder()
         result = app(words, prog_name="aff-deploy", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
@@ -97,13 +95,7 @@ def _run(words: Sequence[str], debug: bool) -> int:
     except typer.TyperException as error:
         message = " ".join(error.format_message().split())
         return _report(error, f"{message.rstrip('.')}; see --help" if error.exit_code == 2 else message, error.exit_code, debug)
-    except Stopped as stop:
-        print("\ninterrupted: nothing was written", file=sys.stderr)
-        return 128 + stop.number
     except BrokenPipeError:
-        # Whoever read our output has gone; without this the interpreter complains again while it shuts down.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     except SystemExit as error:
         # Typer's own answer to a closed pipe while it prints help; it has already silenced stdout.
@@ -115,14 +107,28 @@ def _run(words: Sequence[str], debug: bool) -> int:
         if extra is None:
             return _bug()
         return _report(error, f"{error.name} is not installed; pip install 'aff-deploy[{extra}]'", 4, debug)
+    except MemoryError as error:
+        return _report(error, "there is not enough memory for this; use a machine with more, or smaller shapes", 4, debug)
+    except OSError as error:
+        # Whatever the system refuses is told in one line; what is expected to be refused is told better where it is met.
+        at = f" at {error.filename}" if error.filename is not None else ""
+        return _report(error, f"the system refused{at}: {reason_of(error)}; check the path and the place", 3, debug)
     except Exception:
         return _bug()
+
+
+def _require_folder() -> None:
+    """Relative paths need a folder that they are relative to."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise UsageError("the current folder does not exist any more", fix="change to one that does") from None
 
 
 def _report(error: Exception, message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exception(error, file=sys.stderr)
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + printable(" ".join(message.split()), MAX_MESSAGE), file=sys.stderr)
     return code
 
 

@@ -7,7 +7,6 @@ does, within the precision's tolerance, and the engine holds the types of the ty
 from __future__ import annotations
 
 import gc
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aff_deploy.artifact import Artifact, check_writable, manifest_path, sha256, staged_file
+from aff_deploy.artifact import (
+    Artifact,
+    check_writable,
+    claim_file,
+    manifest_path,
+    scratch_folder,
+    sha256,
+    staged_file,
+)
 from aff_deploy.engine.build import Plan, build_plan
 from aff_deploy.engine.interface import tensor_specs
 from aff_deploy.engine.listing import Listing, read_inspector, read_log
@@ -147,10 +154,11 @@ def build_engine(
     backend = request.backend
     check_options(request.options, backend, request.precision)
     if request.options.timing_cache is not None:
+        claim_file(request.options.timing_cache, updating=True)
         check_writable(request.options.timing_cache)
     load(backend)
     clock = _Clock(progress)
-    with staged_file(out) as staged, tempfile.TemporaryDirectory(prefix="aff-deploy-") as scratch:
+    with staged_file(out) as staged, scratch_folder() as scratch:
         with clock.stage("convert", f"write {request.precision} into the graph"):
             typed = to_precision(
                 model, request.precision, batches=observed_on, observed=observed, io=request.io, keep_wide=request.keep_wide
@@ -162,7 +170,7 @@ def build_engine(
             _require_valid(validation, request.precision, reference.name)
         carried = _with_kernels(typed.model) if request.options.plugin is not None else None
         calls = carried.calls if carried is not None else frozenset[str]()
-        typed_file = (staged.parent if request.keep_typed else Path(scratch)) / f"{out.name}.onnx"
+        typed_file = (staged.parent if request.keep_typed else scratch) / f"{out.name}.onnx"
         _save(typed.model if carried is None else carried.model, typed_file)
         gc.collect()
         with clock.stage("build", f"build the engine with {backend.title} {version(backend)}"):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aff_deploy.artifact import read_input, staged_file
 from aff_deploy.engine.complaints import build_failure, parse_failure
 from aff_deploy.engine.listing import Listing, read_inspector, read_log
 from aff_deploy.engine.options import BuildOptions
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 WEIGHTS_LINE = "Total Weights Memory:"
 LISTING_LINE = "Layers:"
+MAX_CACHE_BYTES = 2**30
 POLL = 0.05
 """Seconds between two looks at whether a person wants to stop."""
 
@@ -154,7 +156,8 @@ def _build(
         raise build_failure(backend, log.errors)
     built = time.perf_counter()
     if cache is not None and options.timing_cache is not None:
-        options.timing_cache.write_bytes(cache.serialize())
+        with staged_file(options.timing_cache) as staged:
+            staged.write_bytes(cache.serialize())
     return Plan(
         plan=plan,
         listings=_listings(backend, logger, plan, log),
@@ -251,7 +254,10 @@ def _configure(config: tensorrt.IBuilderConfig, backend: Backend, options: Build
 def _read_timing_cache(config: tensorrt.IBuilderConfig, path: Path | None) -> tensorrt.ITimingCache | None:
     if path is None:
         return None
-    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    known = b""
+    if path.exists():
+        known = read_input(path, what="timing cache", error=EngineError, most=MAX_CACHE_BYTES, fix="name another")
+    cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise EngineError(f"timing cache {path} is of another GPU or version", fix="delete it, or name another")
     return cache

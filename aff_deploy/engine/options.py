@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from aff_deploy.artifact import is_input, note_read
 from aff_deploy.errors import UsageError
 from aff_deploy.runtimes.backends import FIRST_FP8_CAPABILITY, Backend, parse_capability
 from aff_deploy.spec import Precision
@@ -66,8 +67,10 @@ def check_options(options: BuildOptions, backend: Backend, precision: Precision 
         raise UsageError(f"--builder-optimization-level {options.optimization_level} is out of range", fix="give 0 to 5")
     if options.workspace is not None and options.workspace < 1:
         raise UsageError(f"--workspace {options.workspace} is no size", fix="give MiB, 1 or more")
-    if options.plugin is not None and not options.plugin.is_file():
-        raise UsageError(f"there is no plugin library {options.plugin}", fix="build it: docs/plugin.md says how")
+    if options.plugin is not None:
+        if not is_input(options.plugin):
+            raise UsageError(f"there is no plugin library {options.plugin}", fix="build it: docs/plugin.md says how")
+        note_read(options.plugin)
     known = backend.compute_capabilities
     for capability in options.compute_capabilities:
         if capability not in known:

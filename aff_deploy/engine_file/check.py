@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from aff_deploy.artifact import sha256
+from aff_deploy.artifact import is_input, open_input, reason_of, sha256
 from aff_deploy.engine_file.manifest import HEAD_BYTES, EngineManifest, read_engine_manifest
 from aff_deploy.errors import EngineError, ModelError
 from aff_deploy.spec import Precision
@@ -77,12 +77,12 @@ def read_plan(path: Path, manifest: EngineManifest) -> bytes:
     expected: int = manifest.facts["bytes"]
     again = f"copy it again with its manifest, or build it again: {manifest.rebuild()}"
     try:
-        with open(path, "rb") as file:
+        with open_input(path, error=EngineError, fix="give the path of an engine") as file:
             size = os.fstat(file.fileno()).st_size
             # A file of another size is refused by its head: what a stranger put there is not read whole.
             plan = file.read(expected if size == expected else min(size, HEAD_BYTES))
     except OSError as error:
-        raise EngineError(f"{path} cannot be read: {error.strerror}", fix="check the file") from None
+        raise EngineError(f"{path} cannot be read: {reason_of(error)}", fix="check the file") from None
     size = len(plan) if size == expected else size
     head = min(HEAD_BYTES, expected)
     same_head = hashlib.sha256(memoryview(plan)[:head]).hexdigest() == manifest.facts["head_sha256"]
@@ -108,10 +108,10 @@ def check_onnx(manifest: EngineManifest, onnx: Path | None = None) -> None:
         EngineError: the file is not the one that the engine was built from.
         ModelError: `onnx` is not there.
     """
-    if onnx is not None and not onnx.is_file():
+    if onnx is not None and not is_input(onnx):
         raise ModelError(f"{onnx} does not exist or is not a file", fix="give the ONNX file that the engine was built from")
     source = onnx or manifest.onnx
-    if source is None or not source.is_file():
+    if source is None or not is_input(source):
         return
     recorded = manifest.facts["onnx"]
     found = sha256(source)
@@ -119,7 +119,7 @@ def check_onnx(manifest: EngineManifest, onnx: Path | None = None) -> None:
     if found == recorded["sha256"]:
         # Weights in files of their own do not show in the hash of the model.
         beside = {source.with_name(name): expected for name, expected in recorded.get("companions", {}).items()}
-        changed += [path for path, expected in beside.items() if path.is_file() and sha256(path) != expected]
+        changed += [path for path, expected in beside.items() if is_input(path) and sha256(path) != expected]
     if changed:
         raise EngineError(
             f"{manifest.path} is stale: it was built from another {changed[0].name} than {changed[0]}",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-from aff_deploy.artifact import sha256
+from aff_deploy.artifact import is_input, open_input, sha256
 from aff_deploy.engine_file.check import check_onnx, read_plan
 from aff_deploy.engine_file.manifest import read_engine_manifest
 from aff_deploy.errors import EngineError
@@ -19,11 +20,10 @@ SUFFIXES = (".engine", ".plan", ".trt")
 
 def is_engine(path: Path) -> bool:
     """Whether a file is meant as an engine: by its name, or by its first bytes."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(4) in MAGIC or path.suffix in SUFFIXES
-    except OSError:
+    if path.suffix in SUFFIXES or not is_input(path):
         return path.suffix in SUFFIXES
+    with open_input(path) as file:
+        return file.read(4) in MAGIC
 
 
 def describe_engine(path: Path) -> dict[str, Any]:
@@ -39,12 +39,10 @@ def describe_engine(path: Path) -> dict[str, Any]:
     Raises:
         EngineError: there is no such file, or it cannot be read.
     """
-    try:
-        with open(path, "rb") as file:
-            magic = file.read(4)
-        found = {"file": str(path), "bytes": path.stat().st_size, "sha256": sha256(path)}
-    except OSError as error:
-        raise EngineError(f"{path} cannot be read: {error.strerror}", fix="give the path of an engine") from None
+    with open_input(path, error=EngineError, fix="give the path of an engine") as file:
+        magic = file.read(4)
+        size = os.fstat(file.fileno()).st_size
+    found = {"file": str(path), "bytes": size, "sha256": sha256(path)}
     document: dict[str, Any] = {**found, "written_by": MAGIC.get(magic), "intact": False, "problem": None, "fix": None}
     document |= {"proven": None, "onnx": "absent", "manifest": None}
     try:
@@ -54,7 +52,7 @@ def describe_engine(path: Path) -> dict[str, Any]:
         document["intact"] = True
         proven = manifest.proven
         document["proven"] = {"precision": proven and str(proven), "checks": manifest.facts["checks"]}
-        document["onnx"] = "same" if manifest.onnx is not None and manifest.onnx.is_file() else "absent"
+        document["onnx"] = "same" if manifest.onnx is not None and is_input(manifest.onnx) else "absent"
         check_onnx(manifest)
     except EngineError as error:
         document |= {"problem": error.message, "fix": error.fix}

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aff_deploy.artifact import MANIFEST_FORMAT, manifest_path, write_manifest
+from aff_deploy.artifact import MANIFEST_FORMAT, MAX_JSON, is_input, manifest_path, read_json, write_manifest
 from aff_deploy.errors import AffDeployError, EngineError
 from aff_deploy.spec import Precision, ShapeProfile, TensorSpec
 
 HEAD_BYTES = 64 * 2**10
 """So much of an engine's beginning is hashed by itself: it tells a cut file from another file."""
-MAX_MANIFEST_BYTES = 16 * 2**20
 OWN = ("format", "file", "sha256", "bytes", "companions", "versions", "head_sha256", "seal")
 """Keys of a manifest that are computed here; the caller's facts may not carry them."""
 
@@ -94,12 +93,13 @@ def write_engine(plan: bytes | memoryview, path: Path, facts: Mapping[str, Any])
     with open(path, "wb") as file:
         file.write(plan)
     whole = json.loads(json.dumps(dict(facts), allow_nan=False))
-    manifest = write_manifest(path, {**whole, "head_sha256": head})
+    beside = [other for other in sorted(path.parent.iterdir()) if other not in (path, manifest_path(path))]
+    manifest = write_manifest(path, {**whole, "head_sha256": head}, companions=beside)
     manifest["seal"] = _seal(manifest)
     _parse(path, manifest)
     text = json.dumps(manifest, indent=2) + "\n"
-    if len(text.encode()) > MAX_MANIFEST_BYTES:
-        raise ValueError(f"the manifest has {len(text)} characters, at most {MAX_MANIFEST_BYTES} bytes are read again")
+    if len(text.encode()) > MAX_JSON:
+        raise ValueError(f"the manifest has {len(text)} characters, at most {MAX_JSON} bytes are read again")
     manifest_path(path).write_text(text, encoding="utf-8")
     return manifest
 
@@ -117,23 +117,11 @@ def read_engine_manifest(path: Path) -> EngineManifest:
     """
     again = f"build the engine again: aff-deploy build-engine MODEL.onnx -o {shlex.quote(str(path))}"
     beside = manifest_path(path)
-    if not path.is_file():
+    if not is_input(path):
         raise EngineError(f"{path} does not exist or is not a file", fix="give the path of an engine")
-    if not beside.is_file():
+    if not beside.exists():
         raise EngineError(f"{path} has no manifest {beside.name} beside it, so nobody vouches for what it runs", fix=again)
-    try:
-        with open(beside, "rb") as file:
-            raw = file.read(MAX_MANIFEST_BYTES + 1)
-    except OSError as error:
-        raise EngineError(f"manifest {beside} cannot be read: {error.strerror}", fix=again) from None
-    if len(raw) > MAX_MANIFEST_BYTES:
-        raise EngineError(f"manifest {beside} is larger than {MAX_MANIFEST_BYTES} bytes", fix=again)
-    try:
-        manifest = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise EngineError(f"manifest {beside} is not JSON ({error})", fix=again) from None
-    if not isinstance(manifest, dict):
-        raise EngineError(f"manifest {beside} is not a JSON object", fix=again)
+    manifest = read_json(beside, what="manifest", error=EngineError, fix=again)
     try:
         parsed = _parse(path, manifest)
     except ValueError as error:
@@ -143,10 +131,6 @@ def read_engine_manifest(path: Path) -> EngineManifest:
     if parsed.proven not in (None, parsed.asked):
         raise EngineError(f"manifest {beside} says that {parsed.asked} was asked for and {parsed.proven} proven", fix=again)
     return parsed
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is no JSON number")
 
 
 KINDS: Mapping[str, type] = {
@@ -181,6 +165,7 @@ def _parse(path: Path, manifest: Mapping[str, Any]) -> EngineManifest:
         if not re.fullmatch(r"[\w.+-]{1,64}", manifest[key], re.ASCII):
             raise ValueError(f"{key!r} is {manifest[key][:64]!r}")
     _check_onnx_facts(manifest["onnx"])
+    _check_told(manifest)
     capabilities = tuple(manifest["compute_capabilities"])
     if not capabilities or any(not isinstance(c, str) or not re.fullmatch(r"[0-9]{1,3}\.[0-9]\+?", c) for c in capabilities):
         raise ValueError(f"'compute_capabilities' is {list(capabilities)!r}, not a list like ['8.6', '12.0+']")
@@ -212,6 +197,23 @@ def _check_onnx_facts(onnx: Mapping[str, Any]) -> None:
         # They become paths to look at, so none may lead out of the engine's folder.
         if not isinstance(name, str) or name in ("", "..") or Path(name).name != name or not name.isprintable():
             raise ValueError(f"'onnx' names {name!r}, not a file beside it")
+
+
+def _check_told(manifest: Mapping[str, Any]) -> None:
+    """Hold to its type what is only told to people."""
+    for check in manifest["checks"]:
+        if not isinstance(check, dict) or not all(isinstance(check.get(key, ""), str) for key in ("what", "on", "against")):
+            raise ValueError("'checks' is not a list of objects that say what was compared")
+    if not all(isinstance(value, (int, float)) for value in manifest["seconds"].values()):
+        raise ValueError("'seconds' holds something else than numbers")
+    kept = manifest["typed"].get("kept_wide", [])
+    if not isinstance(kept, list) or not all(isinstance(site, dict) for site in kept):
+        raise ValueError("'typed.kept_wide' is not a list of objects")
+    proof = manifest["precision"].get("proof")
+    counts = proof if isinstance(proof, dict) else {"wide_by_design": [], "in_precision": 0, "nodes": 0}
+    _typed(counts, "wide_by_design", list, "proof ")
+    for key in ("in_precision", "nodes"):
+        _typed(counts, key, int, "proof ")
 
 
 def _typed(where: Mapping[str, Any], key: str, kind: type, prefix: str) -> Any:

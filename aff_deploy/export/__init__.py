@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aff_deploy.artifact import confine_libraries, scratch_folder
 from aff_deploy.errors import CheckFailed, MissingDependency, NetworkError, UsageError
 from aff_deploy.spec import TOLERANCES, Precision, TensorSpec, Tolerance
 
@@ -64,6 +64,7 @@ def export_onnx(
         MissingDependency: a package that the export needs is not installed.
     """
     _check_request(inputs, opset, exporter, output_names)
+    confine_libraries()
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -143,10 +144,10 @@ def _verify(
     from aff_deploy.runtimes.pytorch import PyTorchRunner
     from aff_deploy.validate import compare_outputs
 
-    with tempfile.TemporaryDirectory(prefix="aff-deploy-") as folder:
+    with scratch_folder() as folder:
         source: onnx.ModelProto | Path = model
         if is_large(model):
-            source = Path(folder) / "model.onnx"
+            source = folder / "model.onnx"
             write_external(model, source)
         with PyTorchRunner(module, inputs, names) as reference, OnnxRuntimeRunner(source) as candidate:
             for position, feeds in enumerate(batches):

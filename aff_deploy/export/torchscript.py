@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import tempfile
-from pathlib import Path
 
 import onnx
 import torch
 from onnx import ModelProto
 
+from aff_deploy.artifact import scratch_folder
 from aff_deploy.errors import NetworkError
 from aff_deploy.export.tracing import Traced
 from aff_deploy.onnx_file import MAX_MODEL_BYTES
@@ -29,8 +28,8 @@ def export(traced: Traced, opset: int) -> ModelProto:
             _export(traced, buffer, opset)
             return onnx.load_model_from_string(buffer.getvalue())
         # Given a path it writes large weights beside the file.
-        with tempfile.TemporaryDirectory(prefix="aff-deploy-") as folder:
-            path = Path(folder) / "model.onnx"
+        with scratch_folder() as folder:
+            path = folder / "model.onnx"
             _export(traced, str(path), opset)
             return onnx.load_model(path)
     except Exception as error:

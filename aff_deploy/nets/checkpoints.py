@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from aff_deploy.artifact import check_input
 from aff_deploy.artifact import sha256 as sha256_of
 from aff_deploy.errors import WeightsError
 from aff_deploy.nets.architectures import recognise
 from aff_deploy.nets.fusion import AFF
 from aff_deploy.nets.names import common_prefixes, is_gluon, is_port, readings, unwrapped
 from aff_deploy.nets.sharing import dead_names, second_branches, settle_sharing
-from aff_deploy.nets.weight_files import Checkpoint, kind_of, read_checkpoint
+from aff_deploy.nets.weight_files import MAX_WEIGHTS_BYTES, Checkpoint, kind_of, read_checkpoint
 
 SHOWN_NAMES = 4
 SHOWN_LENGTH = 120
@@ -95,15 +96,11 @@ def load_weights(
 
 
 def _check_file(path: Path, sha256: str | None) -> None:
-    if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
-        raise WeightsError(f"weights {path} {problem}", fix="give the path of a .safetensors, PyTorch or .params file")
+    way_out = "give the path of a .safetensors, PyTorch or .params file"
+    check_input(path, what="weights", error=WeightsError, most=MAX_WEIGHTS_BYTES, fix=way_out)
     if sha256 is None:
         return
-    try:
-        actual = sha256_of(path)
-    except OSError as error:
-        raise WeightsError(f"cannot read weights {path}: {error.strerror}", fix="make it readable") from None
+    actual = sha256_of(path)
     if actual != sha256.lower():
         raise WeightsError(
             f"{path} has sha256 {actual}, not {sha256.lower()}", fix="fetch the original again, or correct the sha256"

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aff_deploy.artifact import open_input
 from aff_deploy.errors import WeightsError
 
 LIST_MAGIC = 0x112
@@ -51,14 +52,8 @@ def read_params(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: it is truncated, damaged, not such a file, or holds what no dense parameter is.
     """
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MAX_FILE:
-                raise WeightsError(f"{path} has {size} bytes", fix=f"at most {MAX_FILE} are read: give the weights alone")
-            return _Reader(path, file, size).read()
-    except OSError as error:
-        raise WeightsError(f"cannot read weights {path}: {error.strerror}", fix="make it readable") from None
+    with open_input(path, what="weights", error=WeightsError, most=MAX_FILE, fix="give the weights alone") as file:
+        return _Reader(path, file, os.fstat(file.fileno()).st_size).read()
 
 
 class _Reader:

@@ -15,9 +15,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
+from aff_deploy.artifact import open_archive
 from aff_deploy.errors import WeightsError
 
 AGAIN = "it may be truncated: fetch or write it again"
+MAX_ARCHIVE = 16 << 30
 MAX_PICKLE = 64 << 20
 MAX_OPERATIONS = 1_000_000
 MAX_NAME = 100
@@ -50,13 +52,17 @@ def check_archive(path: Path) -> None:
         WeightsError: it is TorchScript, an .npz, another archive, or not whole.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_archive(path, what="weights", error=WeightsError, most=MAX_ARCHIVE, fix=AGAIN) as archive:
             names = archive.namelist()
+            declared = sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         raise WeightsError(f"{path} is not a whole PyTorch weights file: its archive has no end", fix=AGAIN) from None
     if any(name.endswith("/constants.pkl") for name in names):
         made = f'torch.save(torch.jit.load("{path.name}", map_location="cpu").state_dict(), "weights.pt")'
         raise WeightsError(f"{path} is TorchScript, a program, not a state dict", fix=_where_trusted(made))
+    if declared > path.stat().st_size:
+        # torch.save packs nothing, and PyTorch reads nothing that is packed: this was made to fill memory.
+        raise WeightsError(f"{path} claims to unpack to {declared} bytes", fix="give the file that torch.save wrote")
     if names and all(name.endswith(".npy") for name in names):
         made = f'safetensors.numpy.save_file(dict(numpy.load("{path.name}")), "weights.safetensors")'
         raise WeightsError(f"{path} is a NumPy .npz file, not a weights file", fix=f"make one of it: {made}")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from aff_deploy.artifact import check_input, is_input, note_read
 from aff_deploy.errors import AffDeployError, NetworkError, WeightsError
 from aff_deploy.nets.architectures import FACTORIES
 from aff_deploy.nets.checkpoints import LoadedWeights, load_weights
@@ -25,6 +26,7 @@ from aff_deploy.recipe import Recipe, bundled_recipes, find_recipe
 from aff_deploy.spec import TensorSpec
 
 SHOWN_LENGTH = 80
+MAX_SOURCE_BYTES = 16 * 2**20
 OURS = "aff_deploy.nets"
 SEED = 0
 """Of the initialisation, so that a network without weights is the same network every time."""
@@ -129,7 +131,7 @@ def _frozen(module: nn.Module) -> nn.Module:
 
 
 def _unknown(reference: str) -> NetworkError:
-    if Path(reference).exists():
+    if os.path.exists(reference):
         return NetworkError(
             f"{reference} is not a network", fix="give a bundled name, a recipe.toml, module:callable or file.py:callable"
         )
@@ -148,7 +150,7 @@ def _build(reference: str, folder: Path, arguments: Mapping[str, Any]) -> nn.Mod
     if not source or not name:
         raise NetworkError(f"cannot read network {reference!r}", fix="write module:callable or file.py:callable")
     is_file = source.endswith(".py")
-    place = (folder / source).resolve().parent if is_file else Path.cwd()
+    place = Path(os.path.realpath(folder / source)).parent if is_file else Path.cwd()
     with _importable(place):
         module = _import_file(folder / source) if is_file else _import_module(source)
         factory = _attribute(module, source, name)
@@ -159,9 +161,18 @@ def _build(reference: str, folder: Path, arguments: Mapping[str, Any]) -> nn.Mod
         if not callable(factory):
             raise NetworkError(f"{reference} is a {type(factory).__name__}", fix="name a callable that returns an nn.Module")
         network = _call(factory, reference, arguments)
+    _note_sources(place)
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{reference} returned a {type(network).__name__}, not a torch.nn.Module", fix="return the network")
     return network
+
+
+def _note_sources(folder: Path) -> None:
+    """Note that the Python files below `folder` that are imported are read, so that no output replaces them."""
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str) and Path(file).is_relative_to(folder) and is_input(Path(file)):
+            note_read(Path(file))
 
 
 def _call(factory: Any, reference: str, arguments: Mapping[str, Any]) -> Any:
@@ -184,9 +195,13 @@ def _importable(folder: Path) -> Iterator[None]:
     """Let modules in `folder` be found first while the block runs."""
     entry = os.fspath(folder)
     sys.path.insert(0, entry)
+    former = sys.dont_write_bytecode
+    # Or a folder __pycache__ would appear beside somebody's source.
+    sys.dont_write_bytecode = True
     try:
         yield
     finally:
+        sys.dont_write_bytecode = former
         with contextlib.suppress(ValueError):
             sys.path.remove(entry)
 
@@ -208,9 +223,9 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _import_file(path: Path) -> ModuleType:
-    path = path.resolve()
-    if not path.is_file():
-        raise NetworkError(f"there is no file {path}", fix="give file.py:callable with the path of a Python file")
+    path = Path(os.path.realpath(path))
+    fix = "give file.py:callable with the path of a Python file"
+    check_input(path, what="network", error=NetworkError, most=MAX_SOURCE_BYTES, fix=fix)
     name = f"{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

@@ -41,7 +41,6 @@ def save_weights(
     facts = {"network": network, "share_global": share_global, "source": source}
     with staged_file(path) as staged:
         staged.write_bytes(safetensors.torch.save(tensors, {METADATA: json.dumps(facts, sort_keys=True)}))
-        staged.chmod(0o644)
         again = read_checkpoint(staged)
         same = again.tensors.keys() == tensors.keys() and again.share_global is share_global
         if not same or not all(_same(again.tensors[name], value) for name, value in tensors.items()):

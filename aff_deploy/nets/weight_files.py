@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from aff_deploy.artifact import open_input
 from aff_deploy.errors import WeightsError
 from aff_deploy.nets import mxnet_params
 from aff_deploy.nets.refusals import AGAIN, check_archive, refused
@@ -26,6 +27,7 @@ EMA = ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "ema_model", "mod
 METADATA = "aff_deploy"
 """Under this key our safetensors files carry a JSON object: ``share_global`` and where the weights came from."""
 
+MAX_WEIGHTS_BYTES = 16 * 2**30
 MAX_METADATA = 65536
 MAX_NESTING = 4
 SHOWN_KEYS = 4
@@ -63,11 +65,8 @@ def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
         WeightsError: it is damaged, or neither safetensors, a PyTorch file of plain tensors nor an
             MXNet ``.params`` file; or has nothing under `key`.
     """
-    try:
-        with open(path, "rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise WeightsError(f"cannot read weights {path}: {error.strerror}", fix="make it readable") from None
+    with open_input(path, what="weights", error=WeightsError, most=MAX_WEIGHTS_BYTES, fix="make it readable") as file:
+        start = file.read(9)
     if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:] != b"{" and path.suffix != ".safetensors":
         return _read_pytorch(path, key, start.startswith(b"PK"))
     if not start:

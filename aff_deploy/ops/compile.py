@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from aff_deploy.artifact import staged_file
+from aff_deploy.artifact import cache_folder, confine_libraries, staged_file
 from aff_deploy.errors import MissingDependency, OutputError, UsageError
 from aff_deploy.ops.launch import CONTRACT, KERNELS, Blocks, Call, choose_blocks, constants, options
 
@@ -86,7 +85,7 @@ def compile_call(
         call: what they are for.
         capability: compute capability, major * 10 + minor, one of `PTX_VERSIONS`.
         blocks: block sizes; None for those of `choose_blocks`, which launchers expect.
-        cache: folder to keep them in; None for ``cache_folder()``.
+        cache: folder to keep them in; None for ``kernels`` in our cache.
 
     Raises:
         MissingDependency: Triton is not installed.
@@ -96,15 +95,9 @@ def compile_call(
         known = ", ".join(map(str, PTX_VERSIONS))
         raise UsageError(f"no kernels for compute capability {capability}", fix=f"choose among {known}")
     blocks = choose_blocks(call) if blocks is None else blocks
-    folder = cache_folder() if cache is None else cache
+    confine_libraries()
+    folder = cache_folder("kernels") if cache is None else cache
     return tuple(_image(call, blocks, kernel, capability, folder) for kernel in KERNELS)
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: ``kernels`` in ``$AFF_DEPLOY_CACHE``, or in ``aff-deploy`` of the user's caches."""
-    named = os.environ.get("AFF_DEPLOY_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return (Path(named) if named else Path(base, "aff-deploy")).expanduser() / "kernels"
 
 
 def _image(call: Call, blocks: Blocks, kernel: str, capability: int, folder: Path) -> KernelImage:

@@ -103,10 +103,20 @@ def _op_name(node: NodeProto) -> str:
     return node.op_type if plain else f"{node.domain}::{node.op_type}"
 
 
+def _dtype(elem_type: int) -> str | None:
+    try:
+        return str(helper.tensor_dtype_to_np_dtype(elem_type)) if elem_type else None
+    except KeyError:
+        return f"unknown type {elem_type}"
+
+
 def describe_values(values: list[ValueInfoProto]) -> Iterator[dict[str, Any]]:
-    """Name, dtype and shape of graph inputs or outputs; unknown dimensions are None."""
+    """Name, dtype and shape of graph inputs or outputs; unknown dimensions are None, and so is an unknown rank.
+
+    What is no tensor has the dtype ``sequence``, ``optional`` or ``map``.
+    """
     for value in values:
         tensor = value.type.tensor_type
-        dtype = str(helper.tensor_dtype_to_np_dtype(tensor.elem_type)) if tensor.elem_type else None
+        dtype = _dtype(tensor.elem_type) or (value.type.WhichOneof("value") or "").removesuffix("_type") or None
         shape = static_shape(tensor)
         yield {"name": value.name, "dtype": dtype, "shape": None if shape is None else list(shape)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,9 +70,9 @@ def load_calibration(
         batches = seeded_feeds(inputs, seed=CALIBRATION_SEED, samples=count, recipe=recipe, batch=rows, sizes=sizes)
         return Calibration(tuple(batches), f"{_samples(batches)} seeded random samples")
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _from_images(path, inputs, recipe, limit)
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(f"there is no calibration data at {path}", fix=GIVE_DATA)
     described = None if recipe is None else recipe.calibration or recipe.evaluation
     read = _from_npz(path, inputs, recipe, None if described is None else described.inputs, limit)

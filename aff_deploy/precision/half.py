@@ -25,6 +25,7 @@ from aff_deploy.precision.weights import require_finite_weights
 from aff_deploy.precision.wide import KeptWide, faint, kept_wide
 from aff_deploy.precision.wiring import fresh, names_of, reads, rename_reads, replace_nodes, require_size
 from aff_deploy.runtimes import Array
+from aff_deploy.runtimes.onnxruntime import import_onnxruntime
 
 HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
@@ -71,8 +72,7 @@ def to_half(
 
 
 def _retyped(model: ModelProto, half: int, wide: AbstractSet[str]) -> ModelProto:
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
+    convert = import_onnxruntime("onnxruntime.transformers.float16").convert_float_to_float16
     graph = model.graph
     del model.functions[:]
     _separate_weights(graph, wide)
@@ -81,9 +81,7 @@ def _retyped(model: ModelProto, half: int, wide: AbstractSet[str]) -> ModelProto
     # Without their data: it would be cut off at float16's ends, and copied several times.
     del graph.initializer[:]
     graph.initializer.extend(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0]) for tensor in weights)
-    convert_float_to_float16(
-        model, keep_io_types=True, disable_shape_infer=True, op_block_list=[], node_block_list=sorted(wide)
-    )
+    convert(model, keep_io_types=True, disable_shape_infer=True, op_block_list=[], node_block_list=sorted(wide))
     types = [tensor.data_type for tensor in model.graph.initializer]
     del model.graph.initializer[:]
     light = ModelProto()

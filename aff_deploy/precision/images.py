@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from aff_deploy.artifact import is_input, open_input
 from aff_deploy.errors import DataError, MissingDependency
 from aff_deploy.runtimes import Array
 
+MAX_IMAGE_BYTES = 2**28
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 # Pixels of other modes (16 bits, floats) have no agreed way down to 8 bits.
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
@@ -28,7 +30,7 @@ def find_images(folder: Path) -> list[Path]:
         for path in folder.rglob("*")
         if path.suffix.lower() in SUFFIXES
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
+        and is_input(path)
     ]
     if not found:
         raise DataError(f"{folder} holds no image", fix=f"images end in {', '.join(SUFFIXES)}; they may lie in subfolders")
@@ -82,7 +84,7 @@ def _import_pillow() -> Any:
 
 
 def _read(pillow: Any, path: Path, height: int, width: int, channels: int, resize: int) -> Array:
-    with pillow.open(path) as image:
+    with open_input(path, error=DataError, most=MAX_IMAGE_BYTES) as file, pillow.open(file) as image:
         if image.mode not in MODES:
             raise ValueError(f"its pixels are of mode {image.mode}, not 8 bits a channel")
         image = image.convert("L" if channels == 1 else "RGB")

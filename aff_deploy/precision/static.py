@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
+from aff_deploy.artifact import scratch_folder
 from aff_deploy.errors import ModelError
 from aff_deploy.onnx_data import first_line
 from aff_deploy.runtimes import Array
@@ -42,8 +42,8 @@ def quantize_layers(
     overrides = {
         name: [{"scale": np.array(scale, np.float32), "zero_point": np.array(0, np.int8)}] for name, scale in scales.items()
     }
-    with tempfile.TemporaryDirectory(prefix="aff-deploy-") as folder, _quiet(Path(quantization.__file__).parent):
-        source, target = Path(folder, "model.onnx"), Path(folder, "quantised.onnx")
+    with scratch_folder() as folder, _quiet(Path(quantization.__file__).parent):
+        source, target = folder / "model.onnx", folder / "quantised.onnx"
         onnx.save_model(model, source)
         try:
             quantization.quantize_static(

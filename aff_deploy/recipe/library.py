@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from aff_deploy.artifact import is_input
 from aff_deploy.recipe.reading import RECIPE_FILE, load_recipe
 from aff_deploy.recipe.values import Recipe
 
@@ -34,6 +36,6 @@ def find_recipe(reference: str) -> Recipe | None:
     if reference in bundled:
         return load_recipe(bundled[reference])
     path = Path(reference)
-    if path.suffix == ".toml" or (path.is_dir() and (path / RECIPE_FILE).is_file()):
+    if path.suffix == ".toml" or (os.path.isdir(path) and is_input(path / RECIPE_FILE)):
         return load_recipe(path)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,13 @@ EXPORTERS = ("dynamo", "torchscript")
 BACKENDS = ("tensorrt", "tensorrt-rtx")
 IO_TYPES = ("fp32", "fp16")
 MAX_SIDE = 65536
+MAX_DRAWN = 1e30
+INTEGER_BOUNDS = {
+    **{f"int{bits}": (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) for bits in (8, 32)},
+    "uint8": (0.0, 255.0),
+    "int64": (-(2.0**53), 2.0**53),
+}
+"""What a distribution of each integer type may name; of int64, what a TOML number holds exactly."""
 BOUNDS = ("min", "opt", "max")
 _NETWORK = re.compile(r"[^:\0]+:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _DYNAMIC = re.compile(r"[A-Za-z_]\w*")
@@ -38,7 +46,7 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         RecipeError: anything in it that is unknown, of a wrong type, out of range or not there.
     """
-    path = path / RECIPE_FILE if path.is_dir() else path
+    path = path / RECIPE_FILE if os.path.isdir(path) else path
     known = ("name", "description", "network", "arguments", "weights", "inputs", "preprocessing", "tolerance")
     more = ("evaluation", "calibration", "export", "engine", "profiles", "serving")
     top = Table(path, "", read_toml(path), (*known, *more))
@@ -113,7 +121,7 @@ def _read_inputs(top: Table) -> tuple[tuple[TensorSpec, ...], dict[str, Distribu
         example = ranges["opt"].get(name)
         specs.append(TensorSpec(name, shape, table.choice("dtype", "float32", DTYPES), example))
         if "distribution" in table:
-            distributions[name] = _read_distribution(table)
+            distributions[name] = _read_distribution(table, specs[-1].dtype)
     if not specs:
         raise RecipeError(f"{top.path}: 'inputs' is empty", fix="describe each input in a table [[inputs]]")
     complete = all(name in sizes for sizes in ranges.values() for name in (s.name for s in specs if s.is_dynamic))
@@ -158,15 +166,17 @@ def _check_order(table: Table, shape: tuple[Dim, ...], bounds: Mapping[str, tupl
             raise table.wrong(lower, f"no larger than {table.name(upper)} {list(bounds[upper])}")
 
 
-def _read_distribution(table: Table) -> Distribution:
+def _read_distribution(table: Table, dtype: str) -> Distribution:
+    # What lies beyond the type cannot be drawn, and what is near its end is no data.
+    low, high = INTEGER_BOUNDS.get(dtype, (-MAX_DRAWN, MAX_DRAWN))
     entry = table.table("distribution", ("kind", "mean", "std", "low", "high"))
     if entry.choice("kind", "normal", ("normal", "uniform")) == "uniform":
         entry = table.table("distribution", ("kind", "low", "high"))
         entry.require("low", "high")
-        low = entry.number("low", 0.0)
-        return Distribution("uniform", low, entry.number("high", 1.0, low=low))
+        least = entry.number("low", 0.0, low=low, high=high)
+        return Distribution("uniform", least, entry.number("high", 1.0, low=least, high=high))
     entry = table.table("distribution", ("kind", "mean", "std"))
-    return Distribution("normal", entry.number("mean", 0.0), entry.number("std", 1.0, low=0.0))
+    return Distribution("normal", entry.number("mean", 0.0, low=low, high=high), entry.number("std", 1.0, low=0.0, high=high))
 
 
 def _read_preprocessing(top: Table) -> Preprocessing:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from aff_deploy.artifact import is_input, note_read, read_input
 from aff_deploy.errors import RecipeError
 
 if sys.version_info >= (3, 11):
@@ -18,6 +19,8 @@ else:
     import tomli as tomllib
 
 MAX_FILE_BYTES = 1_000_000
+MAX_KEY_PARTS = 64
+MAX_DEPTH = 16
 SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
 
 
@@ -27,21 +30,49 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         RecipeError: it is missing, too large, not UTF-8 or not TOML.
     """
+    way_out = "give the path of a recipe.toml, or a bundled name"
+    content = read_input(path, what="recipe", error=RecipeError, most=MAX_FILE_BYTES, fix=way_out)
     try:
-        with open(path, "rb") as file:
-            text = file.read(MAX_FILE_BYTES + 1)
-        if len(text) > MAX_FILE_BYTES:
-            raise RecipeError(f"{path} is larger than {MAX_FILE_BYTES} bytes", fix="name data, do not hold it")
-        return tomllib.loads(text.decode("utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"no recipe at {path}", fix="give the path of a recipe.toml, or a bundled name") from None
-    except OSError as error:
-        raise RecipeError(f"cannot read {path}: {error.strerror}", fix="give the path of a readable recipe.toml") from None
+        text = content.decode("utf-8")
+        # The parser's work grows with the square of a key's parts.
+        if any(part.count(".") > MAX_KEY_PARTS for part in re.split(r"[={},\[\]\n]", text)):
+            raise RecipeError(f"{path} has a key of more than {MAX_KEY_PARTS} parts", fix="recipes have keys of two")
+        document = tomllib.loads(text)
     except UnicodeDecodeError:
         raise RecipeError(f"{path} is not UTF-8 text", fix="give a TOML file") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError also of a number of more digits than Python reads
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise RecipeError(f"{path} is not valid TOML: {reason}", fix="correct that line") from None
+    for key, value in document.items():
+        _check_value(path, key, value, MAX_DEPTH)
+    return document
+
+
+def _check_value(path: Path, key: str, value: object, depth: int) -> None:
+    """Hold every value to what JSON and 64 bits can hold: what a recipe says is recorded, and compared with numbers.
+
+    Raises:
+        RecipeError: naming the key.
+    """
+    wrong = ""
+    if depth < 0:
+        wrong = "nested too deeply"
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            _check_value(path, f"{key}.{name}", inner, depth - 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_value(path, key, inner, depth - 1)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        wrong = "an integer beyond 64 bits"
+    elif isinstance(value, float) and not math.isfinite(value):
+        wrong = f"{value}, not a finite number"
+    elif not isinstance(value, (str, int, float)):
+        wrong = f"a {type(value).__name__}"
+    if wrong:
+        raise RecipeError(
+            f"{path}: {key!r} is {wrong}", fix="give a string, a number, true, false, or arrays or tables of them"
+        )
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -148,11 +179,15 @@ class Table:
         fix = "paths in a recipe are relative to its folder and stay inside it"
         if not value or "\0" in value or Path(value).is_absolute() or ".." in Path(value).parts:
             raise RecipeError(f"{self.path}: {self.name(key)!r} is {value!r}", fix=fix)
-        found = (folder / value).resolve()
+        try:
+            found = (folder / value).resolve()
+        except (OSError, ValueError, RuntimeError):  # links in a circle, or a name that no file can have
+            raise RecipeError(f"{self.path}: {self.name(key)!r} names {value}, which no file can be", fix=fix) from None
         if not found.is_relative_to(folder):
             raise RecipeError(f"{self.path}: {self.name(key)!r} leads outside the recipe's folder ({value})", fix=fix)
-        if not found.is_file():
+        if not is_input(found):
             raise RecipeError(f"{self.path}: {self.name(key)!r} names {value}, which is not there", fix=f"put it into {folder}")
+        note_read(found)
         return found
 
     def table(self, key: str, known: Sequence[str]) -> Table:

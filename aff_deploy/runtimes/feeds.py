@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aff_deploy.errors import DataError
+from aff_deploy.artifact import open_archive
+from aff_deploy.errors import AffDeployError, DataError
 from aff_deploy.recipe import Distribution, Preprocessing, Recipe
 from aff_deploy.runtimes import Array, numpy_dtype, shape_text
-from aff_deploy.spec import TensorSpec
+from aff_deploy.spec import MAX_ELEMENTS, TensorSpec
 
+MAX_FILE_BYTES = 16 * 2**30
+MAX_HEADER_BYTES = 65536
 MAX_NPZ_BYTES = 8 * 2**30
 """Unpacked arrays of a data file; checked against what the file declares before anything is read."""
 LABELS = frozenset({"label", "labels", "target", "targets", "y", "classes"})
@@ -91,6 +94,9 @@ def _row_counts(samples: int, least: int, most: int) -> list[int]:
 
 
 def _draw(generator: np.random.Generator, spec: TensorSpec, shape: tuple[int, ...], recipe: Recipe | None) -> Array:
+    if (count := math.prod(shape)) > MAX_ELEMENTS:
+        said = f"input {spec.name!r} would be drawn as {shape_text(shape)}, {count} elements"
+        raise DataError(said, fix=f"at most {MAX_ELEMENTS} are drawn: give the network smaller shapes")
     described = recipe.distributions.get(spec.name) if recipe is not None else None
     dtype = numpy_dtype(spec.dtype)
     if dtype.kind == "b":
@@ -159,7 +165,7 @@ def load_npz_feeds(
 def _read_npz(path: Path, inputs: Sequence[TensorSpec], keys: Mapping[str, str], max_bytes: int) -> dict[str, Array]:
     export_fix = "write it with numpy.savez"
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_archive(path, error=DataError, most=MAX_FILE_BYTES, fix="give the path of an .npz file") as archive:
             members = {
                 info.filename.removesuffix(".npy"): info for info in archive.infolist() if info.filename.endswith(".npy")
             }
@@ -170,31 +176,28 @@ def _read_npz(path: Path, inputs: Sequence[TensorSpec], keys: Mapping[str, str],
             for name, key in chosen.items():
                 arrays[name] = _read_array(archive, members[key])
             return arrays
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist", fix="give the path of an .npz file") from None
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        SyntaxError,
-        NotImplementedError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except AffDeployError:
+        raise
+    except Exception as error:  # the readers of archives and of headers raise whatever they meet
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} cannot be read as .npz: {reason}", fix=export_fix) from None
 
 
 def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
     with archive.open(member) as stream:
-        version = np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read_header(stream)
+        # A header may claim gigabytes for itself, and numpy would read them.
+        head = io.BytesIO(stream.read(MAX_HEADER_BYTES))
+    version = np.lib.format.read_magic(head)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read_header(head)
+    with archive.open(member) as stream:
+        stream.read(head.tell())
+        if not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError(f"array {member.filename!r} claims the shape {shape}")
         if dtype.hasobject or dtype.kind not in "fiub":
             raise ValueError(f"array {member.filename!r} holds {dtype}, not numbers")
         # numpy allocates what the header claims, which need not be what the file holds.
-        count = math.prod(int(size) for size in shape)
+        count = math.prod(shape)
         if count * dtype.itemsize > member.file_size:
             raise ValueError(f"array {member.filename!r} claims the shape {shape_text(shape)}, more than the file holds")
         data = stream.read(count * dtype.itemsize)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from aff_deploy.artifact import sha256
+from aff_deploy.artifact import is_input, sha256
 from aff_deploy.engine_file import EngineManifest, check_capability
 from aff_deploy.errors import EngineError, UsageError
 from aff_deploy.runtimes import shape_text
@@ -91,7 +91,7 @@ def plugin_of(manifest: EngineManifest, given: Path | None) -> Path | None:
     if not isinstance(needed, dict):
         return None
     library = given or manifest.path.with_name(Path(str(needed.get("file"))).name)
-    if not library.is_file():
+    if not is_input(library):
         raise EngineError(f"{manifest.path} needs the plugin library {library}, which is not there", fix="name it with plugin=")
     if sha256(library) != needed.get("sha256"):
         raise EngineError(

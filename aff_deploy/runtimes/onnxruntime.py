@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import mmap
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aff_deploy.artifact import check_input, confine_libraries, open_input
 from aff_deploy.errors import MissingDependency, ModelError
 from aff_deploy.runtimes import Array, Feeds, check_feeds, shape_text
 from aff_deploy.spec import TensorSpec
@@ -33,18 +36,32 @@ TYPES = {
     "tensor(bool)": "bool",
 }
 ONNX_BFLOAT16 = 16
+LOOP = b'"\x04Loop'
+"""How a node of that type is written: the number of the field and its kind, the length of the text, the text."""
+MAX_LOOP_SECONDS = 40
+MAX_RANK = 32
+"""Dimensions of an input: numpy has 64 at the most, and older ones 32."""
 
 
 def import_onnxruntime(module: str = "onnxruntime") -> Any:
-    """ONNX Runtime, or a module inside it, imported when it is needed.
+    """ONNX Runtime, or a module inside it, imported when it is needed, and here alone.
 
     Raises:
         MissingDependency: it is not installed.
     """
+    confine_libraries()
     try:
         return importlib.import_module(module)
     except ImportError:
         raise MissingDependency("onnxruntime is not installed", extra="cpu") from None
+
+
+def has_loop(model: str | bytes) -> bool:
+    """Whether a model, by its path or serialised, may hold a Loop, whose end nothing but running it can tell."""
+    if isinstance(model, bytes):
+        return LOOP in model
+    with open_input(Path(model), error=ModelError) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(LOOP) >= 0
 
 
 def available_providers() -> tuple[str, ...]:
@@ -67,6 +84,8 @@ def _reason(error: Exception) -> str:
 def _spec(value: Any) -> TensorSpec:
     if value.type not in TYPES:
         raise ModelError(f"input {value.name!r} is a {value.type}", fix=f"supported are {', '.join(TYPES)}")
+    if len(value.shape) > MAX_RANK:
+        raise ModelError(f"input {value.name!r} has {len(value.shape)} dimensions", fix=f"at most {MAX_RANK} are supported")
     # A dimension without a size or a name is free; names of our own keep two of them apart.
     shape = tuple(d if isinstance(d, int) else d or f"{value.name}_dim{i}" for i, d in enumerate(value.shape))
     if any(isinstance(d, int) and d < 1 for d in shape):
@@ -109,8 +128,8 @@ class OnnxRuntimeRunner:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
         label = str(model) if isinstance(model, Path) else "the model"
-        if isinstance(model, Path) and not model.is_file():
-            raise ModelError(f"{model} does not exist or is not a file", fix="give the path of an ONNX file")
+        if isinstance(model, Path):
+            check_input(model, error=ModelError, fix="give the path of an ONNX file")
         try:
             source = str(model) if isinstance(model, Path) else model.SerializeToString()
         except Exception:
@@ -123,6 +142,7 @@ class OnnxRuntimeRunner:
             ) from None
         self.name = "ONNX Runtime"
         self._label = label
+        self._loops = has_loop(source)
         self._session: Any = session
         self._inputs = tuple(_spec(value) for value in session.get_inputs())
         self._bfloat16 = any(v.type == "tensor(bfloat16)" for v in (*session.get_inputs(), *session.get_outputs()))
@@ -149,13 +169,45 @@ class OnnxRuntimeRunner:
             raise RuntimeError("this runner is closed")
         check_feeds(self._inputs, feeds)
         try:
-            values = self._run_bfloat16(feeds) if self._bfloat16 else self._session.run(self._outputs, dict(feeds))
+            values = self._run_in_time(feeds) if self._loops else self._run(feeds)
+        except ModelError:
+            raise
         except Exception as error:
             given = ", ".join(f"{name} {shape_text(array.shape)}" for name, array in feeds.items())
             raise ModelError(f"ONNX Runtime failed on {given} in {self._label}: {_reason(error)}") from None
         return dict(zip(self._outputs, values, strict=True))
 
-    def _run_bfloat16(self, feeds: Feeds) -> list[Array]:
+    def _run_in_time(self, feeds: Feeds) -> list[Array]:
+        """As `_run`, for a model that a file can tell to run for ever."""
+        options = import_onnxruntime().RunOptions()
+        outcome: list[list[Array] | Exception] = []
+
+        def work() -> None:
+            try:
+                outcome.append(self._run(feeds, options))
+            except Exception as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=work, name="onnxruntime")
+        thread.start()
+        try:
+            thread.join(MAX_LOOP_SECONDS)
+            late = thread.is_alive()
+        finally:
+            options.terminate = True
+            thread.join()
+        if late:
+            raise ModelError(
+                f"{self._label} still loops after {MAX_LOOP_SECONDS} s", fix="bound its loops, or give smaller inputs"
+            )
+        if isinstance(outcome[0], Exception):
+            raise outcome[0]
+        return outcome[0]
+
+    def _run(self, feeds: Feeds, options: Any = None) -> list[Array]:
+        if not self._bfloat16:
+            arrays: list[Array] = self._session.run(self._outputs, dict(feeds), options)
+            return arrays
         ort = import_onnxruntime()
         values = {}
         for spec in self._inputs:
@@ -164,7 +216,7 @@ class OnnxRuntimeRunner:
                 values[spec.name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bfloat16_bits(array), ONNX_BFLOAT16)
             else:
                 values[spec.name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-        results = self._session.run_with_ort_values(self._outputs, values)
+        results = self._session.run_with_ort_values(self._outputs, values, options)
         return [_to_float32(value) if value.data_type() == "tensor(bfloat16)" else value.numpy() for value in results]
 
     def __enter__(self) -> OnnxRuntimeRunner:

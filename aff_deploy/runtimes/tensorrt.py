@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from aff_deploy.artifact import staged_file
+from aff_deploy.artifact import read_input, staged_file
 from aff_deploy.engine_file import check_library, check_precision, load_engine
 from aff_deploy.errors import EngineError
 from aff_deploy.runtimes import Array, Feeds, check_feeds, shape_text
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Shapes: TypeAlias = "tuple[tuple[int, ...], ...]"
 
+MAX_CACHE_BYTES = 2**30
 GRAPH_BYTES = 2**25
 """Unasked, a CUDA graph is captured only where inputs and outputs together are no larger: each is copied once more then."""
 GRAPHS = 8
@@ -274,6 +275,6 @@ class TensorRTRunner:
         if self._cache_file is not None:
             self._cache = self._config.create_runtime_cache()
             # One of another version or GPU is not taken over, and in the end replaced.
-            if self._cache_file.is_file():
-                self._cache.deserialize(self._cache_file.read_bytes())
+            if self._cache_file.exists():
+                self._cache.deserialize(read_input(self._cache_file, error=EngineError, most=MAX_CACHE_BYTES))
             self._config.set_runtime_cache(self._cache)

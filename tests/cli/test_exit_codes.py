@@ -79,7 +79,11 @@ def test_an_interruption_leaves_nothing(number: signal.Signals, words: list[str]
     # The network says when it is being built, in the middle of the work, and then waits to be interrupted.
     source.write_text(
         source.read_text().replace(
-            "def build():", "def build():\n    import pathlib, time\n    pathlib.Path('building').touch()\n    time.sleep(60)"
+            "def build():",
+            "def build():\n    import pathlib, time\n"
+            "    pathlib.Path('building').touch()\n"
+            # As some libraries do: whatever a signal raised would be lost here.
+            "    while True:\n        try: time.sleep(60)\n        except BaseException: pass",
         )
     )
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}

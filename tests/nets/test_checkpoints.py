@@ -111,8 +111,8 @@ def test_sha256(tmp_path: Path) -> None:
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    assert "does not exist" in refusal(tmp_path / "none.safetensors")
-    assert "is a folder" in refusal(tmp_path)
+    assert "no such file" in refusal(tmp_path / "none.safetensors")
+    assert "it is a folder" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, world, this is text", np.zeros(9).tobytes()])

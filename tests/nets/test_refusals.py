@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,11 @@ def test_a_key_that_no_script_has_is_named(tmp_path: Path) -> None:
 def save(folder: Path) -> Path:
     safetensors.torch.save_file(weights(), folder / "w.safetensors")
     return folder / "w.safetensors"
+
+
+def test_an_archive_that_claims_more_than_it_holds(tmp_path: Path) -> None:
+    torch.save(weights(), tmp_path / "w.pt")
+    assert read_checkpoint(tmp_path / "w.pt").tensors.keys() == weights().keys()
+    with zipfile.ZipFile(tmp_path / "w.pt", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w/data/9", bytes(10**6))
+    assert "claims to unpack to" in refusal(tmp_path / "w.pt")

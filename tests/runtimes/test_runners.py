@@ -85,7 +85,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="Frobnicate") as caught:
         OnnxRuntimeRunner(model("g (float[n, 3] x) => (float[n, 3] y) { y = Frobnicate(x) }"))
     assert "\n" not in str(caught.value)
-    with pytest.raises(ModelError, match="does not exist"):
+    with pytest.raises(ModelError, match="no such file"):
         OnnxRuntimeRunner(tmp_path / "absent.onnx")
 
 
