@@ -12,6 +12,7 @@ import typer
 from aff_deploy.cli.console import print_json, table, working
 from aff_deploy.cli.graph import print_kernels, print_sites
 from aff_deploy.cli.options import Json
+from aff_deploy.spec import write_shape
 
 
 def inspect(
@@ -56,7 +57,7 @@ def _print_model(file: Path, document: Mapping[str, Any]) -> None:
     print(f"{file}: opset {document['opset'] or '?'}, IR {document['ir_version']}")
     for kind in ("inputs", "outputs"):
         print(f"{kind}:")
-        print(table([(value["name"], "x".join(map(str, value["shape"])), value["dtype"]) for value in document[kind]]))
+        print(table([(value["name"], write_shape(value["shape"]), value["dtype"]) for value in document[kind]]))
     print("operators:")
     print(table(Counter(document["ops"]).most_common()))
     print_sites(document)
@@ -82,7 +83,7 @@ def _print_engine(file: Path, document: Mapping[str, Any]) -> None:
         ]
         rows += [("options", f"{name} {value}") for name, value in facts["options"].items()]
         for kind in ("inputs", "outputs"):
-            rows += [(kind[:-1], f"{v['name']} {'x'.join(map(str, v['shape']))} {v['dtype']}") for v in facts[kind]]
+            rows += [(kind[:-1], f"{v['name']} {write_shape(v['shape'])} {v['dtype']}") for v in facts[kind]]
         for profile in profiles:
             for name in profile["opt"]:
                 sizes = (f"{bound} {'x'.join(map(str, profile[bound][name]))}" for bound in ("min", "opt", "max"))

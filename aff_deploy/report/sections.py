@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aff_deploy.report.html import Html, facts, join, table, tag, verdict
+from aff_deploy.spec import write_shape
 
 SITE_COLUMNS = ("name", "kind", "channels", "inter_channels", "scale", "activation", "context")
 
@@ -66,7 +67,7 @@ def origin(manifest: Mapping[str, Any]) -> Html:
         ("Weights", weights),
     ]
     for kind in ("inputs", "outputs"):
-        values = (code(f"{v['name']} {'x'.join(map(str, v['shape']))} {v['dtype']}") for v in manifest[kind])
+        values = (code(f"{v['name']} {write_shape(v['shape'])} {v['dtype']}") for v in manifest[kind])
         pairs.append((kind.capitalize(), join(values, "<br>")))
     export = network["export"]
     pairs.append(("Export", f"{export['exporter']} exporter, opset {export['opset']}"))
