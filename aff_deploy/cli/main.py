@@ -19,18 +19,17 @@ import typer
 
 from aff_deploy import __version__
 from aff_deploy.cli import convert, deploy, doctor, engine, export, graph, inspect, validate
-from aff_deploy.errors import AffDeployError
+from aff_deploy.cli.console import Steps, print_json
+from aff_deploy.cli.failures import Failure, bug, describe_failure, interruption, is_asked, print_error, without
+from aff_deploy.recipe import bundled_recipes
 
-EXIT_BUG = 70
 EXIT_PIPE = 128 + 13
-EXTRA_OF = {"torch": "cpu", "onnxscript": "cpu", "onnxruntime": "cpu", "PIL": "images"}
 
 app = typer.Typer(
     name="aff-deploy",
     help="From a PyTorch network with attentional feature fusion to an optimised, validated ONNX file.",
     epilog="Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 bad input, 4 something is missing here.",
     no_args_is_help=False,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -54,6 +53,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress on stderr; errors and notes stay.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
@@ -79,27 +79,24 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # --debug is accepted anywhere, because it is added to a command that has just failed.
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    # Accepted anywhere: --debug because it is added to a command that has just failed, --quiet for scripts.
+    debug, Steps.quiet = is_asked(words, "--debug"), is_asked(words, "-q", "--quiet")
+    words = without(words, "--debug", "-q", "--quiet")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
-    sys.exit(_run(words or ["--help"], debug))
+    sys.exit(_run(words, debug))
 
 
 def _run(words: Sequence[str], debug: bool) -> int:
     try:
-        result = app(words, prog_name="aff-deploy", standalone_mode=False)
+        result = app(words or ["--help"], prog_name="aff-deploy", standalone_mode=False)
+        if not words:
+            print(f"\nBundled recipes, for deploy and wherever a NETWORK goes:\n  {', '.join(bundled_recipes())}")
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
-    except AffDeployError as error:
-        return _report(error, str(error), error.exit_code, debug)
-    except typer.TyperException as error:
-        message = " ".join(error.format_message().split())
-        return _report(error, f"{message.rstrip('.')}; see --help" if error.exit_code == 2 else message, error.exit_code, debug)
     except Stopped as stop:
         print("\ninterrupted: nothing was written", file=sys.stderr)
-        return 128 + stop.number
+        return _end(words, interruption(128 + stop.number))
     except BrokenPipeError:
         # Whoever read our output has gone; without this the interpreter complains again while it shuts down.
         with contextlib.suppress(OSError):
@@ -109,24 +106,36 @@ def _run(words: Sequence[str], debug: bool) -> int:
         # Typer's own answer to a closed pipe while it prints help; it has already silenced stdout.
         if type(sys.stdout).__name__ == "PacifyFlushWrapper":
             return EXIT_PIPE
-        return error.code if isinstance(error.code, int) else _bug()
-    except ModuleNotFoundError as error:
-        extra = EXTRA_OF.get((error.name or "").partition(".")[0])
-        if extra is None:
-            return _bug()
-        return _report(error, f"{error.name} is not installed; pip install 'aff-deploy[{extra}]'", 4, debug)
-    except Exception:
-        return _bug()
+        return error.code if isinstance(error.code, int) else _report(error, words, debug)
+    except Exception as error:
+        return _report(error, words, debug)
 
 
-def _report(error: Exception, message: str, code: int, debug: bool) -> int:
-    if debug:
+def _report(error: BaseException, words: Sequence[str], debug: bool) -> int:
+    command = next((word for word in words if not word.startswith("-")), "")
+    failure = describe_failure(error, command, _options)
+    if debug or failure is None:
         traceback.print_exception(error, file=sys.stderr)
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    return code
+    if failure is None:
+        print("This is a bug in aff-deploy: please report it with the lines above.", file=sys.stderr)
+        return _end(words, bug(error))
+    print_error(failure)
+    return _end(words, failure)
 
 
-def _bug() -> int:
-    traceback.print_exc(file=sys.stderr)
-    print("This is a bug in aff-deploy: please report it with the lines above.", file=sys.stderr)
-    return EXIT_BUG
+def _end(words: Sequence[str], failure: Failure) -> int:
+    """The exit code, and for a program what became of its command."""
+    if is_asked(words, "--json"):
+        print_json({"error": failure.to_dict()})
+        sys.stdout.flush()
+    return failure.exit
+
+
+def _options() -> dict[str, list[str]]:
+    """The options of every command, by its name."""
+    group = typer.main.get_command(app)
+    everywhere = ["--help", "--debug", "--quiet"]
+    return {
+        name: [option for parameter in command.params for option in parameter.opts] + everywhere
+        for name, command in getattr(group, "commands", {}).items()
+    }
