@@ -119,7 +119,7 @@ def write_shape(shape: Sequence[Dim]) -> str:
 
 
 def _write_dim(dim: Dim) -> str:
-    if isinstance(dim, int) or re.fullmatch(_PLAIN, dim):
+    if not isinstance(dim, str) or re.fullmatch(_PLAIN, dim):
         return str(dim)
     return "{" + re.sub(r"([\\{}])", r"\\\1", dim) + "}"
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from aff_deploy.errors import UsageError
 from aff_deploy.spec import DTYPES, MAX_ELEMENTS, TOLERANCES, Precision, TensorSpec, apply_dynamic, parse_dynamic
 
-
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 
 
