@@ -27,7 +27,9 @@ class AffDeployError(Exception):
 
     Args:
         message: what is wrong, naming the file, tensor or option.
-        fix: what the person can do about it; becomes part of ``str(error)``.
+        fix: what the person can do about it; becomes part of ``str(error)``. What can be set is called as the command
+            line calls it (``--calib``); whoever reports the error has it in the words of what the person gave:
+            `aff_deploy.recipe.remedies` in those of a recipe, `aff_deploy.cli.remedies` in those of a command.
     """
 
     exit_code: ClassVar[int] = 3
@@ -35,7 +37,10 @@ class AffDeployError(Exception):
     def __init__(self, message: str, *, fix: str = "") -> None:
         self.message = message
         self.fix = fix
-        super().__init__(f"{message}; {fix}" if fix else message)
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.fix}" if self.fix else self.message
 
 
 class CheckFailed(AffDeployError):

@@ -22,16 +22,19 @@ from aff_deploy.artifact import (
     versions,
     write_folder_manifest,
 )
-from aff_deploy.engine import EngineRequest, build_engine, check_profiles, find_backend
-from aff_deploy.engine.data import engine_data
-from aff_deploy.errors import CheckFailed, MissingDependency
+from aff_deploy.engine import build_engine
+from aff_deploy.engine.from_recipe import EnginePlan, plan_engine
+from aff_deploy.engine.summary import shape_lines
+from aff_deploy.errors import AffDeployError, CheckFailed, EngineError, MissingDependency, ModelError
 from aff_deploy.evaluate import Evaluated, RecordingRunner, evaluate, load_labels
 from aff_deploy.export import export_onnx
 from aff_deploy.nets.resolve import Network, network_of_recipe
 from aff_deploy.onnx_file import save_onnx
 from aff_deploy.passes import inspect_model, optimize
 from aff_deploy.recipe import Evaluation, Recipe, dump_recipe
+from aff_deploy.recipe.remedies import in_keys_of
 from aff_deploy.report import render_report
+from aff_deploy.report.verdicts import headline, judge
 from aff_deploy.runtimes.feeds import load_npz_feeds, seeded_feeds
 from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from aff_deploy.runtimes.pytorch import PyTorchRunner
@@ -72,17 +75,19 @@ class DeployResult:
         lines = [f"{facts['name']} is deployed in {self.folder}", f"  fused     {fused}; {len(facts['rejected'])} refused"]
         nodes = facts["nodes"]
         lines.append(f"  operators {nodes['before']} before, {nodes['after']} after")
-        for output in self.validation.outputs:
-            lines.append(
-                f"  parity    output {output.name!r}: largest difference from PyTorch {output.max_abs:.2g} "
-                f"at scale {output.scale:.3g}, over {self.validation.samples} samples"
-            )
+        engine, verdicts = facts["engine"], judge(facts)
+        for verdict in verdicts:
+            lines.append(f"  {verdict.state:<9} {verdict.file}, {verdict.words}")
+            lines += [f"            {verdict.why_not_run}"] if verdict.why_not_run else []
         lines += [f"  answers   {line}" for line in self.evaluation.lines()] if self.evaluation is not None else []
         lines += [f"  weights   {note}" for note in facts["network"]["notes"]]
         if facts["network"]["weights"] is None:
             lines.append("  weights   as the network's code made them; the recipe names none")
-        lines.append(f"  engine    {_engine_line(facts['engine'])}")
-        return [*lines, f"  report    {self.report}"]
+        if engine["built"]:
+            lines += [f"  shapes    {line}" for line in shape_lines(engine)]
+        else:
+            lines.append(f"  no engine: {engine['why']}")
+        return [*lines, f"  report    {self.report}", f"  {headline(verdicts)[1]}"]
 
 
 @dataclass
@@ -104,9 +109,10 @@ class _Clock:
 def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None = None) -> DeployResult:
     """Export, optimise, validate and evaluate the network of `recipe`, and write the folder `out`.
 
-    `out` then holds ``model.onnx`` and, where a backend is installed, ``model.engine``, each with its
-    manifest, ``manifest.json``, ``report.html`` and ``recipe.toml``; a former deployment there is replaced.
-    It appears whole, when everything has passed, or not at all.
+    `out` then holds ``model.onnx`` and ``model.engine``, each with its manifest, ``manifest.json``, ``report.html`` and
+    ``recipe.toml``; a former deployment there is replaced. It appears whole, when everything has passed, or not at all.
+    An engine that the recipe asks for is built, or nothing is; where it says nothing of one, there is one if a backend
+    is installed that can build it.
 
     Args:
         recipe: what to deploy. Without weights the network is initialised from a seed; without
@@ -117,13 +123,14 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
     Raises:
         CheckFailed: the optimised file computes something else than PyTorch, or is less accurate than
             the recipe records.
-        AffDeployError: whatever a stage raises; see there.
+        AffDeployError: whatever a stage raises; see there. What to do about it is told in the recipe's keys.
     """
     clock = _Clock(progress)
-    with kept_apart(), staged_folder(out) as stage:
+    with kept_apart(), _in_words_of(recipe), staged_folder(out) as stage:
         note_read(recipe.folder)
         claim_folder(out)
         with clock.stage("load", "load the network"):
+            plan = plan_engine(recipe, recipe.inputs)
             network = network_of_recipe(recipe)
             evaluation = recipe.checked_evaluation()
             evaluated_on = _evaluation_batches(recipe, evaluation)
@@ -147,7 +154,7 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
             if evaluated_on:
                 evaluated = evaluate(reference.answers, candidate.answers, labels, recipe.evaluation)
                 evaluated.require_accuracy(recipe.name)
-        engine = _build_engine(recipe, network, result.model, artifact, clock)
+        engine = _build_engine(plan, recipe, network, result.model, artifact, clock)
         manifest: dict[str, Any] = {
             "name": recipe.name,
             "description": recipe.description,
@@ -173,59 +180,49 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
     return DeployResult(out, manifest, validation, evaluated)
 
 
-def _engine_line(engine: Mapping[str, Any]) -> str:
-    if not engine["built"]:
-        return f"not built: {engine['why']}"
-    proof, check = engine["precision"], engine["checks"][-1]
-    first = check["outputs"][0]
-    agreed = first["argmax_agreement"]
-    answers = "" if agreed is None else f", {100 * agreed:.2f} % the same answers"
-    return (
-        f"{engine['file']}, {proof['proven']} proven, by {engine['backend']} {engine['library_version']}; "
-        f"{check['what']} differs by {first['max_abs']:.2g} at scale {first['scale']:.3g}{answers}"
-    )
+def _build_engine(
+    plan: EnginePlan | str, recipe: Recipe, network: Network, model: ModelProto, artifact: Artifact, clock: _Clock
+) -> dict[str, Any]:
+    """Build the planned engine beside the model, and say what came of it.
 
-
-def _build_engine(recipe: Recipe, network: Network, model: ModelProto, artifact: Artifact, clock: _Clock) -> dict[str, Any]:
-    """Build the recipe's engine beside the model, and say what came of it; where none can be built here, why."""
-    settings = recipe.engine
-    if not settings.enabled:
-        return {"built": False, "why": "the recipe says enabled = false"}
-    if any(spec.is_dynamic for spec in network.inputs) and not recipe.engine_profiles:
-        return {"built": False, "why": "the recipe does not say for which shapes; add min, opt and max to [[inputs]]"}
-    try:
-        backend = find_backend(settings.backend or None)
-    except MissingDependency as error:
-        if settings.backend:
-            raise
-        return {"built": False, "why": str(error)}
-    data = engine_data(settings.precision, network.inputs, recipe=recipe, calib=None)
-    request = EngineRequest(
-        precision=settings.precision,
-        backend=backend,
-        tolerance=recipe.tolerance[settings.precision],
-        io=settings.io,
-        profiles=check_profiles(network.inputs, recipe.engine_profiles),
-    )
+    Where the recipe does not ask for an engine, one that this machine or this network does not allow is left out, and the
+    reason stands in its place. A check that fails is never passed over.
+    """
+    if isinstance(plan, str):
+        return {"built": False, "why": plan}
     try:
         with clock.stage("engine"), _eager(network) as eager:
             built = build_engine(
                 model,
                 artifact.path.with_name(ENGINE_FILE),
-                request,
+                plan.request,
                 source={"file": artifact.path.name, "sha256": artifact.manifest["sha256"]},
                 reference=eager,
-                observed_on=data.observed_on,
-                observed=data.observed,
-                compared_on=data.compared_on,
-                compared=data.compared,
+                observed_on=plan.data.observed_on,
+                observed=plan.data.observed,
+                compared_on=plan.data.compared_on,
+                compared=plan.data.compared,
                 progress=clock.progress,
             )
-    except MissingDependency as error:
-        if settings.backend:
+    except (MissingDependency, EngineError, ModelError) as error:
+        if recipe.engine.enabled:
             raise
-        return {"built": False, "why": str(error)}
+        return {"built": False, "why": in_keys_of(recipe, str(error))}
+    except CheckFailed as error:
+        if not recipe.engine.enabled:
+            error.fix += ", or leave the engine out with [engine] enabled = false"
+        raise
     return {"built": True, "not_run": built.not_run, **built.artifact.manifest}
+
+
+@contextmanager
+def _in_words_of(recipe: Recipe) -> Iterator[None]:
+    """What to do about an error, in the recipe's keys: a deployment has no other settings."""
+    try:
+        yield
+    except AffDeployError as error:
+        error.fix = in_keys_of(recipe, error.fix)
+        raise
 
 
 def _eager(network: Network) -> PyTorchRunner:
@@ -248,7 +245,7 @@ def _require_valid(recipe: Recipe, validation: ValidationReport) -> None:
         more = f" (and {len(others)} more)" if others else ""
         raise CheckFailed(
             f"{recipe.name}: the optimised file differs from PyTorch: {first}{more}",
-            fix="nothing was written; find the pass with: aff-deploy optimize --verify",
+            fix="nothing was written; find the pass with: aff-deploy export, then aff-deploy optimize --verify",
         )
 
 
@@ -259,7 +256,7 @@ def _describe_network(recipe: Recipe, network: Network) -> dict[str, Any]:
         "arguments": dict(recipe.arguments),
         "parameters": sum(tensor.numel() for tensor in network.module.parameters()),
         "weights": weights,
-        "notes": list(network.loaded.notes) if network.loaded is not None else [],
+        "notes": [in_keys_of(recipe, note) for note in (network.loaded.notes if network.loaded is not None else ())],
         "export": asdict(recipe.export),
     }
 

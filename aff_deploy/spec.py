@@ -18,6 +18,14 @@ DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int8",
 MAX_ELEMENTS = 2**28
 
 
+_PLAIN = "[A-Za-wyz_][A-Za-wyz0-9_]*"
+"""A dimension's name that stands as it is among sizes: without the x that separates them."""
+_DIM = rf"[0-9]{{1,18}}|{_PLAIN}|\{{(?:[^\\{{}}]|\\.)+\}}"
+_SHAPE = rf"(?:{_DIM})(?:x(?:{_DIM}))*"
+_TYPED = re.compile(rf"(?P<name>.+):(?P<shape>{_SHAPE})?:(?P<dtype>{'|'.join(DTYPES)})", re.DOTALL)
+_UNTYPED = re.compile(rf"(?P<name>.+):(?P<shape>{_SHAPE})", re.DOTALL)
+
+
 class Precision(str, Enum):
     """What the weights and arithmetic of an artefact are."""
 
@@ -57,8 +65,8 @@ class TensorSpec:
 
     @property
     def text(self) -> str:
-        """``name:1x3x224x224:float32``, the form that `parse` reads."""
-        return f"{self.name}:{'x'.join(str(d) for d in self.shape)}:{self.dtype}"
+        """``name:batchx3x224x224:float32``, the form that `parse` reads; a scalar is ``name::int64``."""
+        return f"{self.name}:{write_shape(self.shape)}:{self.dtype}"
 
     @property
     def is_dynamic(self) -> bool:
@@ -71,21 +79,27 @@ class TensorSpec:
 
     @staticmethod
     def parse(text: str) -> TensorSpec:
-        """Read ``NAME:1x3x224x224[:float32]``.
+        """Read ``NAME:1x3x224x224[:float32]``; a word in place of a size names a dynamic dimension, as in ``batchx3x64x64``.
 
         Raises:
             UsageError: the text is not of that form.
         """
-        match = re.fullmatch(r"(?P<name>[^:]+):(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?", text.strip())
-        if match is None:
-            raise UsageError(f"cannot read input {text!r}", fix="write NAME:1x3x224x224 or NAME:1x3x224x224:float32")
-        shape = tuple(int(d) for d in match["shape"].split("x"))
+        typed = _TYPED.fullmatch(text)
+        found = typed or _UNTYPED.fullmatch(text)
+        if found is None or (typed is None and found["shape"] in DTYPES):
+            raise UsageError(f"cannot read input {text!r}", fix="write NAME:1x3x224x224 or NAME:batchx3x224x224:float32")
+        name, written, dtype = found["name"], found["shape"] or "", typed["dtype"] if typed else "float32"
+        before, _, middle = name.rpartition(":")
+        if typed is None and before and re.fullmatch(_PLAIN, written) and re.fullmatch(_SHAPE, middle):
+            # Not an input "x:1x3" of one dimension, but a type that there is not.
+            raise UsageError(f"input {before!r}: unknown dtype {written!r}", fix=f"use one of {', '.join(DTYPES)}")
+        shape = tuple(_read_dim(word) for word in re.findall(_DIM, written))
         size = 1
         for dim in shape:
-            size *= dim
+            size *= dim if isinstance(dim, int) else 1
         if size > MAX_ELEMENTS:
             raise UsageError(f"input {text!r} has {size} elements", fix=f"at most {MAX_ELEMENTS} are supported")
-        return TensorSpec(match["name"], shape, match["dtype"] or "float32")
+        return TensorSpec(name, shape, dtype)
 
     def with_dynamic(self, axes: Mapping[int, str]) -> TensorSpec:
         """The same tensor with the given axes dynamic; sizes so far become the example."""
@@ -95,7 +109,25 @@ class TensorSpec:
                     f"input {self.name!r} has no axis {axis}", fix=f"its shape {self.text} has axes 0 to {len(self.shape) - 1}"
                 )
         shape = tuple(axes.get(i, d) for i, d in enumerate(self.shape))
-        return TensorSpec(self.name, shape, self.dtype, self.concrete())
+        unknown = self.is_dynamic and self.example is None
+        return TensorSpec(self.name, shape, self.dtype, None if unknown else self.concrete())
+
+
+def write_shape(shape: Sequence[Dim]) -> str:
+    """``batchx3x64x64``; the name of a dimension that would be misread stands in braces, as in ``{max_length}x80``."""
+    return "x".join(_write_dim(dim) for dim in shape)
+
+
+def _write_dim(dim: Dim) -> str:
+    if not isinstance(dim, str) or re.fullmatch(_PLAIN, dim):
+        return str(dim)
+    return "{" + re.sub(r"([\\{}])", r"\\\1", dim) + "}"
+
+
+def _read_dim(word: str) -> Dim:
+    if word.isdecimal():
+        return int(word)
+    return re.sub(r"\\(.)", r"\1", word[1:-1]) if word.startswith("{") else word
 
 
 def parse_dynamic(text: str) -> tuple[str, dict[int, str]]:
@@ -104,7 +136,7 @@ def parse_dynamic(text: str) -> tuple[str, dict[int, str]]:
     Raises:
         UsageError: the text is not of that form.
     """
-    match = re.fullmatch(r"(?P<name>[^:]+):(?P<axes>\d+=[A-Za-z_]\w*(?:,\d+=[A-Za-z_]\w*)*)", text.strip())
+    match = re.fullmatch(r"(?P<name>.+):(?P<axes>\d+=[A-Za-z_]\w*(?:,\d+=[A-Za-z_]\w*)*)", text.strip())
     if match is None:
         raise UsageError(f"cannot read dynamic dimensions {text!r}", fix="write NAME:0=batch or NAME:0=batch,2=h,3=w")
     axes = (pair.split("=") for pair in match["axes"].split(","))

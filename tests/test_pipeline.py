@@ -15,13 +15,14 @@ import pytest
 from aff_deploy import pipeline
 from aff_deploy.artifact import read_manifest, sha256
 from aff_deploy.engine_file import describe_engine
-from aff_deploy.errors import CheckFailed, DataError, MissingDependency, NetworkError
+from aff_deploy.errors import CheckFailed, DataError, NetworkError
 from aff_deploy.evaluate import Evaluated, evaluate
 from aff_deploy.pipeline import deploy
 from aff_deploy.recipe import Evaluation, dump_recipe, find_recipe, load_recipe
 from aff_deploy.runtimes.backends import TENSORRT_RTX, is_installed
 from aff_deploy.spec import Precision
 from tests.networks import RECIPE, write_network
+from tests.readme import blocks, structure
 
 FILES = ["manifest.json", "model.onnx", "model.onnx.json", "recipe.toml", "report.html"]
 
@@ -86,6 +87,12 @@ def test_a_trained_network(name: str, kind: str, tmp_path: Path) -> None:
         assert part in page
     assert (result.folder / "recipe.toml").read_text() == dump_recipe(recipe)
     assert any("same answer as PyTorch on 360 of 360" in line for line in result.summary())
+    if name == "aff_resnet_digits" and engine and result.manifest["engine"]["not_run"]:
+        printed = [f"{stage} 1.0 s" for stage in ("load PyTorch", *stages)] + [
+            line.replace(str(result.folder), f"build/{name}") for line in result.summary()
+        ]
+        (sample,) = blocks("")
+        assert structure(sample.splitlines()) == structure(printed)
 
 
 def test_a_network_without_weights_or_data_again_into_the_same_folder(tmp_path: Path) -> None:
@@ -197,33 +204,8 @@ def test_the_engine_of_a_trained_network_decides_as_pytorch(precision: str, leas
     # Beside the 360 there are a few drawn from a seed, and fewer of them than may differ of any.
     assert output["argmax_agreement"] * engine["checks"][0]["samples"] >= least
     assert describe_engine(result.folder / "model.engine")["problem"] is None
-    assert f"{precision} proven" in "\n".join(result.summary())
+    said = "\n".join(result.summary())
+    assert f"{precision} proven" in said
+    assert "  not run   model.engine, " in said
+    assert "Not proven to the end: model.engine" in said
     assert "the builder's report of the engine" in html.unescape(result.report.read_text())
-
-
-def test_a_recipe_without_shapes_deploys_without_an_engine(tmp_path: Path) -> None:
-    lines = [line for line in RECIPE.splitlines() if not line.startswith(("min =", "opt =", "max ="))]
-    result = deploy(load_recipe(write_network(tmp_path / "net", "\n".join(lines))), tmp_path / "out")
-    assert result.manifest["engine"]["built"] is False
-    assert not (result.folder / "model.engine").exists()
-    assert "add min, opt and max to [[inputs]]" in "\n".join(result.summary())
-    assert "Not built: the recipe does not say for which shapes" in result.report.read_text()
-
-
-def test_an_engine_that_is_not_wanted_is_not_built(tmp_path: Path) -> None:
-    result = deploy(load_recipe(write_network(tmp_path / "net", RECIPE + "\n[engine]\nenabled = false\n")), tmp_path / "out")
-    assert result.manifest["engine"] == {"built": False, "why": "the recipe says enabled = false"}
-
-
-def test_without_a_backend_the_rest_is_deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(name: str | None) -> None:
-        raise MissingDependency("neither TensorRT nor TensorRT-RTX is installed", extra="rtx")
-
-    monkeypatch.setattr(pipeline, "find_backend", nothing)
-    result = deploy(load_recipe(write_network(tmp_path / "net")), tmp_path / "out")
-    assert "pip install 'aff-deploy[rtx]'" in result.manifest["engine"]["why"]
-    with pytest.raises(MissingDependency):
-        deploy(
-            load_recipe(write_network(tmp_path / "net", f'{RECIPE}\n[engine]\nbackend = "tensorrt-rtx"\n')), tmp_path / "other"
-        )
-    assert not (tmp_path / "other").exists()

@@ -11,15 +11,27 @@ from hypothesis import strategies as st
 from aff_deploy.errors import UsageError
 from aff_deploy.spec import DTYPES, MAX_ELEMENTS, TOLERANCES, Precision, TensorSpec, apply_dynamic, parse_dynamic
 
+NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 
-@given(
-    st.from_regex(r"[A-Za-z_][\w./]{0,20}", fullmatch=True),
-    st.lists(st.integers(1, 64), min_size=1, max_size=5),
-    st.sampled_from(DTYPES),
-)
-def test_parse_reads_what_text_writes(name: str, shape: list[int], dtype: str) -> None:
+
+@given(NAMES, st.lists(st.integers(1, 64) | NAMES, max_size=5), st.sampled_from(DTYPES))
+def test_parse_reads_what_text_writes(name: str, shape: list[int | str], dtype: str) -> None:
     spec = TensorSpec(name, tuple(shape), dtype)
     assert TensorSpec.parse(spec.text) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "shape"),
+    [
+        ("image:batchx3x64x64", "image", ("batch", 3, 64, 64)),
+        ("image:3xhxw", "image", (3, "h", "w")),
+        ("tokens:{max_length}", "tokens", ("max_length",)),
+        ("input:0:batchx3", "input:0", ("batch", 3)),
+    ],
+)
+def test_a_word_is_a_dynamic_dimension(text: str, name: str, shape: tuple[int | str, ...]) -> None:
+    assert TensorSpec.parse(text) == TensorSpec(name, shape)
+    assert TensorSpec.parse(f"{text}:int64") == TensorSpec(name, shape, "int64")
 
 
 def test_dtype_defaults_to_float32() -> None:
@@ -27,7 +39,23 @@ def test_dtype_defaults_to_float32() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "x:", ":1x2", "x:1x", "x:-1x2", "x:1x2:", "x:ax2", "x:0x2", "x:1x2:float31", f"x:{MAX_ELEMENTS + 1}"]
+    "text",
+    [
+        "",
+        "x",
+        "x:",
+        ":1x2",
+        "x:1x",
+        "x:-1x2",
+        "x:1x2:",
+        "x:12a",
+        "x:0x2",
+        "x:x",
+        "x:float32",
+        "x:{}",
+        "x:1x2:float31",
+        f"x:{MAX_ELEMENTS + 1}",
+    ],
 )
 def test_what_cannot_be_read_is_named(text: str) -> None:
     with pytest.raises(UsageError) as caught:
@@ -43,6 +71,7 @@ def test_dynamic_dimensions_keep_their_size_as_example() -> None:
     assert spec.is_dynamic
     assert TensorSpec("x", ("n", 3)).concrete() == (1, 3)
     assert parse_dynamic("a:0=n") == ("a", {0: "n"})
+    assert parse_dynamic("input:0:0=n,2=h") == ("input:0", {0: "n", 2: "h"})
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,9 @@ def table(rows: Sequence[Sequence[object]], heads: Sequence[str] = (), *, indent
 class Steps:
     """Shows the stages of a long command on stderr, each with its time; a spinner where stderr is a terminal."""
 
+    quiet = False
+    """Of the whole process: --quiet shows none of it."""
+
     def __init__(self) -> None:
         self._name = ""
         self._start = 0.0
@@ -92,6 +95,8 @@ class Steps:
 
     def __call__(self, name: str) -> None:
         """The stage before is done, and `name` begins."""
+        if self.quiet:
+            return
         self._finish()
         self._name, self._start = name, time.perf_counter()
         if sys.stderr.isatty():
@@ -105,6 +110,8 @@ class Steps:
 
     def detail(self, text: str) -> None:
         """Where the present stage stands."""
+        if self.quiet:
+            return
         if self._status is not None:
             from rich.text import Text
 

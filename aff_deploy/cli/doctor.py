@@ -16,17 +16,19 @@ PACKAGES = (
     ("numpy", "numpy", "", "everything"),
     ("onnx", "onnx", "", "everything"),
     ("onnx-graphsurgeon", "onnx_graphsurgeon", "", "optimize"),
-    ("polygraphy", "polygraphy", "", "optimize"),
     ("safetensors", "safetensors", "", "weights"),
-    ("torch", "torch", "cpu", "export, validate, deploy"),
+    ("torch", "torch", "cpu", "networks: export, deploy, validate, convert-weights"),
     ("onnxscript", "onnxscript", "cpu", "export, deploy"),
-    ("onnxruntime", "onnxruntime", "cpu", "validate, deploy, optimize --verify"),
-    ("tensorrt-rtx-cu13", "tensorrt_rtx", "rtx", "build-engine"),
-    ("tensorrt", "tensorrt", "gpu", "build-engine, running engines"),
+    ("onnxruntime", "onnxruntime", "cpu", "export, deploy, validate, build-engine, optimize --verify"),
+    ("tensorrt-rtx-cu13", "tensorrt_rtx", "rtx", "engines: build-engine, deploy"),
+    ("tensorrt", "tensorrt", "gpu", "engines, on a GPU: build-engine, deploy"),
     ("triton", "triton", "kernels", "optimize --plugin, build-engine --plugin, kernels in PyTorch"),
-    ("pillow", "PIL", "images", "build-engine --calib FOLDER"),
+    ("pillow", "PIL", "images", "data from folders of images"),
 )
-# command, the modules that it needs
+USED_PROVIDERS = ("CPUExecutionProvider",)
+"""What ONNX Runtime is asked to run on; it may offer more."""
+GPU = "a GPU"
+# command, the modules that it needs, or a GPU
 COMMANDS = (
     ("optimize, inspect", ("onnx", "onnx_graphsurgeon")),
     ("optimize --verify", ("onnx", "onnx_graphsurgeon", "onnxruntime")),
@@ -34,7 +36,9 @@ COMMANDS = (
     ("export", ("torch", "onnxscript", "onnxruntime")),
     ("validate, deploy", ("torch", "onnxscript", "onnxruntime")),
     ("build-engine (TensorRT-RTX)", ("onnxruntime", "tensorrt_rtx")),
-    ("build-engine (TensorRT)", ("onnxruntime", "tensorrt")),
+    ("build-engine (TensorRT)", ("onnxruntime", "tensorrt", GPU)),
+    ("running an engine (TensorRT-RTX)", ("torch", "tensorrt_rtx", GPU)),
+    ("running an engine (TensorRT)", ("torch", "tensorrt", GPU)),
 )
 
 
@@ -48,8 +52,10 @@ def doctor(as_json: Json = False) -> None:
     rows = [(p["name"], p["version"] or "missing", p["used_by"]) for p in document["packages"]]
     print(table(rows, ("package", "version", "used by")))
     print(table([(name, "ready" if ready else "not here") for name, ready in document["commands"].items()], ("command", "")))
+    print(f"  GPUs      {document['gpus'] or 'none'}: an engine runs on one; all else runs without")
     if document["providers"]:
-        print(f"  ONNX Runtime runs on: {', '.join(document['providers'])}")
+        used = ", ".join(name for name in document["providers"] if name in USED_PROVIDERS)
+        print(f"  providers {used}: what ONNX Runtime is used with here")
     for line in document["missing"]:
         print(f"to get the rest: {line}")
 
@@ -57,7 +63,9 @@ def doctor(as_json: Json = False) -> None:
 def diagnose() -> dict[str, Any]:
     """The document of ``doctor --json``; imports none of what it looks for, save ONNX Runtime for its providers."""
     here = {module: _is_here(module) for _, module, _, _ in PACKAGES}
-    missing = sorted({extra for _, module, extra, _ in PACKAGES if not here[module]})
+    gpus = count_gpus()
+    ready = {**here, GPU: gpus > 0}
+    missing = sorted({extra for _, module, extra, _ in PACKAGES if not here[module]} - (set() if gpus else {"gpu"}))
     return {
         "aff_deploy": __version__,
         "python": platform.python_version(),
@@ -67,10 +75,25 @@ def diagnose() -> dict[str, Any]:
             {"name": name, "version": _version(name) if here[module] else None, "extra": extra or None, "used_by": used_by}
             for name, module, extra, used_by in PACKAGES
         ],
-        "commands": {name: all(here[module] for module in needed) for name, needed in COMMANDS},
+        "commands": {name: all(ready[thing] for thing in needed) for name, needed in COMMANDS},
+        "gpus": gpus,
         "providers": _providers() if here["onnxruntime"] else [],
         "missing": [f"pip install 'aff-deploy[{extra}]'" if extra else "pip install aff-deploy" for extra in missing],
     }
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs that the driver offers here, without PyTorch: 0 where there is no driver."""
+    import ctypes
+
+    count = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+            return 0
+    except (OSError, AttributeError):
+        return 0
+    return count.value
 
 
 def _is_here(module: str) -> bool:

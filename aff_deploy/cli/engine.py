@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +15,10 @@ from aff_deploy.cli.options import (
     UNTRAINED,
     Arguments,
     Atol,
+    BackendName,
     Given,
+    HardwareMode,
+    Io,
     Json,
     Key,
     MinCosine,
@@ -31,55 +33,33 @@ from aff_deploy.spec import Precision, TensorSpec, apply_dynamic
 if TYPE_CHECKING:
     import onnx
 
-    from aff_deploy.engine import BuiltEngine
-    from aff_deploy.recipe import Recipe
+    from aff_deploy.recipe import EngineSettings, Recipe
     from aff_deploy.runtimes import Runner
-
-
-class BackendName(str, Enum):
-    """Who builds."""
-
-    tensorrt = "tensorrt"
-    tensorrt_rtx = "tensorrt-rtx"
-
-
-class Io(str, Enum):
-    """Types of float inputs and outputs."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-
-
-class HardwareMode(str, Enum):
-    """Which GPUs an engine of TensorRT runs on."""
-
-    none = "none"
-    ampere_plus = "ampere+"
-    same_compute_capability = "same-compute-capability"
 
 
 SHAPE = "NAME:1x3x224x224"
 
 
 def build_engine(
-    source: Annotated[str, typer.Argument(help=f"An ONNX file, or {NETWORK}.", metavar="IN.onnx|NETWORK")],
+    source: Annotated[str, typer.Argument(help=f"An ONNX file, or {NETWORK}.", metavar="IN.onnx|NETWORK|RECIPE")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The engine to write.")],
     backend: Annotated[
         BackendName | None, typer.Option("--backend", help="Who builds (default: what is installed, tensorrt first).")
     ] = None,
+    fp32: Annotated[bool, typer.Option("--fp32", help="Single precision (default: what a recipe asks for, or this).")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="8-bit integers, calibrated on --calib.")] = False,
     fp8: Annotated[bool, typer.Option("--fp8", help="8-bit floats, calibrated on --calib.")] = False,
-    io: Annotated[Io, typer.Option("--io", help="Types of the float inputs and outputs.")] = Io.fp32,
+    io: Annotated[Io | None, typer.Option("--io", help="Types of the float inputs and outputs (default: fp32).")] = None,
     calib: Annotated[
         str | None,
         typer.Option(
             "--calib", metavar="DATA", help="Calibration data: an .npz, a folder of images, or 'seeded' for random data."
         ),
     ] = None,
-    keep_wide: Annotated[
-        list[str] | None, typer.Option("--keep-wide", metavar="NODE", help="A node to leave in fp32; repeat for several.")
+    keep_fp32: Annotated[
+        list[str] | None, typer.Option("--keep-fp32", metavar="NODE", help="A node to leave in fp32; repeat for several.")
     ] = None,
     min_shapes: Annotated[
         list[str] | None, typer.Option("--min-shapes", metavar=SHAPE, help="Smallest shape; once more for a further profile.")
@@ -137,12 +117,15 @@ def build_engine(
     as_json: Json = False,
 ) -> None:
     """Build a TensorRT or TensorRT-RTX engine, its precision proven."""
-    precision = _precision({Precision.FP16: fp16, Precision.BF16: bf16, Precision.INT8: int8, Precision.FP8: fp8})
+    flags = (fp32, fp16, bf16, int8, fp8)
+    asked = _precision([precision for precision, wanted in zip(Precision, flags, strict=True) if wanted])
     is_file = source.endswith(".onnx")
     given = Given(weights, read_arguments(arguments), key)
     _check_usage(is_file, against, given, inputs, dynamic)
     typed = [".onnx", *(f".onnx{suffix}" for suffix in MODEL_SIDECARS)] if keep_typed else []
     claim_output(output, *([Path(source)] if is_file else []), sidecars=(".json", *typed))
+    settings = _settings(None if is_file else source)
+    precision = asked or settings.precision
     with Steps() as step, working(), contextlib.ExitStack() as stack:
         step("load the model")
         from aff_deploy.engine import (
@@ -150,6 +133,7 @@ def build_engine(
             EngineRequest,
             check_options,
             check_profiles,
+            default_profiles,
             find_backend,
             parse_shapes,
             profiles_from_options,
@@ -157,8 +141,9 @@ def build_engine(
         )
         from aff_deploy.engine import build_engine as build
         from aff_deploy.engine.data import engine_data
+        from aff_deploy.engine.summary import summarise
 
-        chosen = find_backend(backend.value if backend is not None else None)
+        chosen = find_backend(backend.value if backend is not None else settings.backend or None)
         options = BuildOptions(
             workspace=workspace,
             optimization_level=optimization_level,
@@ -180,14 +165,18 @@ def build_engine(
         stack.enter_context(reference)
         specs = tensor_specs(model.graph.input)
         profiles = profiles_from_options(specs, *bounds) or (recipe.engine_profiles if recipe is not None else ())
+        # A recipe may say with `opt` alone where the engine should be fastest.
+        usual = recipe.inputs if recipe is not None and not inputs and not dynamic else specs
+        by_default = () if profiles else default_profiles(usual)
         request = EngineRequest(
             precision=precision,
             backend=chosen,
             tolerance=tolerance_of(recipe, precision, atol, rtol, min_cosine),
-            io=io.value,
-            profiles=check_profiles(specs, profiles),
+            io=io.value if io is not None else settings.io,
+            profiles=check_profiles(specs, profiles or by_default),
+            default_profiles=bool(by_default),
             options=options,
-            keep_wide=tuple(keep_wide or ()),
+            keep_fp32=tuple(keep_fp32 or settings.keep_fp32),
             keep_typed=keep_typed,
         )
         found = engine_data(precision, reference.inputs, recipe=recipe, calib=calib, data=data)
@@ -207,14 +196,23 @@ def build_engine(
     if as_json:
         print_json({"file": str(output), **built.artifact.manifest})
     else:
-        print("\n".join(summary(built)))
+        print("\n".join(summarise(built)))
 
 
-def _precision(asked: dict[Precision, bool]) -> Precision:
-    chosen = [precision for precision, wanted in asked.items() if wanted]
+def _precision(chosen: list[Precision]) -> Precision | None:
     if len(chosen) > 1:
         raise UsageError(f"--{chosen[0]} and --{chosen[1]} are two precisions", fix="give one of them")
-    return chosen[0] if chosen else Precision.FP32
+    return chosen[0] if chosen else None
+
+
+def _settings(reference: str | None) -> EngineSettings:
+    """What the recipe that `reference` means asks of an engine; an fp32 engine where it asks for none, or is none."""
+    from aff_deploy.recipe import EngineSettings, find_recipe
+
+    recipe = find_recipe(reference) if reference is not None else None
+    if recipe is None or recipe.engine.enabled is None:
+        return EngineSettings(precision=Precision.FP32)
+    return recipe.engine
 
 
 def _check_usage(is_file: bool, against: str | None, given: Given, inputs: list[str] | None, dynamic: list[str] | None) -> None:
@@ -269,28 +267,3 @@ def _of_network(
     model = optimize(export_onnx(network.module, taken, opset=settings.opset, exporter=settings.exporter)).model
     origin = {"file": None, "network": reference, "sha256": model_sha256(model)}
     return model, origin, PyTorchRunner(network.module, taken), network.recipe
-
-
-def summary(built: BuiltEngine) -> list[str]:
-    """What was built and proven, in lines for a person."""
-    facts, proof = built.artifact.manifest, built.proof
-    size = f"{facts['bytes'] / 1e6:.1f} MB, weights {facts['weights_bytes'] / 1e6:.1f} MB"
-    wide = len(proof.wide_by_design)
-    counted = f"{proof.in_precision} of {proof.nodes} convolutions and products in {proof.precision}"
-    counted += f", {wide} wide by design" if wide else ""
-    lines = [
-        f"{built.artifact.path}: {proof.precision} engine by {facts['backend']} {facts['library_version']}, {size}",
-        f"  proof     {counted}, read from {proof.read_from}",
-        f"  GPUs      compute capability {', '.join(facts['compute_capabilities'])}",
-    ]
-    for check in facts["checks"]:
-        on = f"{check['what']} on {check['on']}"
-        lines.append(f"  parity    {on}, against {check['against']}, {check['samples']} samples ({check['data']}):")
-        for output in check["outputs"]:
-            lines.append(
-                f"            output {output['name']!r} differs by at most {output['max_abs']:.2g} "
-                f"at scale {output['scale']:.3g}, {output['snr_db']:.1f} dB"
-            )
-    lines += [f"  not run   {built.not_run}"] if built.not_run else []
-    lines += [f"  kept fp32 {kept.name}: {kept.reason}" for kept in built.typed.kept_wide]
-    return lines + [f"  note      {note}" for note in built.typed.notes]

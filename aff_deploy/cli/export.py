@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from aff_deploy.cli.console import MODEL_SIDECARS, Steps, claim_output, working
-from aff_deploy.cli.options import NETWORK, Arguments, Given, Key, Weights, read_arguments
+from aff_deploy.cli.console import MODEL_SIDECARS, Steps, claim_output, print_json, working
+from aff_deploy.cli.options import NETWORK, Arguments, Given, Json, Key, Weights, complete_recipe, read_arguments
 from aff_deploy.errors import UsageError
 from aff_deploy.spec import TensorSpec, apply_dynamic
 
@@ -22,7 +22,9 @@ class Exporter(str, Enum):
 
 
 def export(
-    network: Annotated[str, typer.Argument(help=f"What to export: {NETWORK}.", metavar="NETWORK")],
+    network: Annotated[
+        str, typer.Argument(help=f"What to export: {NETWORK}.", metavar="NETWORK", autocompletion=complete_recipe)
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The ONNX file to write.")],
     weights: Weights = None,
     arguments: Arguments = None,
@@ -37,6 +39,7 @@ def export(
     exporter: Annotated[
         Exporter | None, typer.Option("--exporter", help="PyTorch's exporter (default: the recipe's, or dynamo).")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Turn a network into ONNX, proven against PyTorch."""
     claim_output(output, sidecars=MODEL_SIDECARS)
@@ -66,6 +69,9 @@ def export(
             "inputs": [spec.text for spec in taken],
         }
         artifact = save_onnx(model, output, facts)
+    if as_json:
+        print_json({"file": str(artifact.path), **artifact.manifest})
+        return
     shapes = ", ".join(spec.text for spec in taken)
     origin = f"weights from {found.weights.name}" if found.weights is not None else "weights as its code made them, none given"
     print(f"{artifact.path}: {found.name} ({origin}), {len(model.graph.node)} nodes, inputs {shapes}")

@@ -10,27 +10,37 @@ from typing import Annotated, Any
 import typer
 
 from aff_deploy.cli.console import print_json, table, working
+from aff_deploy.cli.failures import Failure
 from aff_deploy.cli.graph import print_kernels, print_sites
 from aff_deploy.cli.options import Json
+from aff_deploy.spec import write_shape
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="An ONNX file or an engine.", metavar="FILE")],
+    file: Annotated[
+        Path, typer.Argument(help="An ONNX file, an engine, or a folder that deploy wrote.", metavar="FILE|FOLDER")
+    ],
     as_json: Json = False,
 ) -> None:
-    """Show what an ONNX file or an engine holds, and what would be fused."""
+    """Show what a file or a deployment holds, and what would be fused."""
     with working():
         from aff_deploy.engine_file import describe_engine, is_engine
 
-        if is_engine(file):
+        if file.is_dir():
+            from aff_deploy.cli.folder import describe_folder, print_folder
+
+            show, document = print_folder, describe_folder(file)
+        elif is_engine(file):
             show, document = _print_engine, describe_engine(file)
         else:
             show, document = _print_model, _describe_model(file)
+    problem = document.get("problem")
     if as_json:
-        print_json(document)
+        failure = Failure("EngineError", problem, document["fix"] or "", 3) if problem else None
+        print_json({**document, **({"error": failure.to_dict()} if failure else {})})
     else:
         show(file, document)
-    if document.get("problem"):
+    if problem:
         raise typer.Exit(3)
 
 
@@ -69,10 +79,10 @@ def _print_model(file: Path, document: Mapping[str, Any]) -> None:
         print(f"manifest: made from {made_from}, sha256 {manifest['sha256'][:16]}..., the file is unchanged since")
 
 
-def _shape(shape: Sequence[object] | None) -> str:
+def _shape(shape: Sequence[int | str | None] | None) -> str:
     if shape is None:
         return "unknown"
-    return "x".join("?" if size is None else str(size) for size in shape) or "scalar"
+    return "x".join("?" if size is None else write_shape((size,)) for size in shape) or "scalar"
 
 
 def _print_engine(file: Path, document: Mapping[str, Any]) -> None:
@@ -88,7 +98,7 @@ def _print_engine(file: Path, document: Mapping[str, Any]) -> None:
         ]
         rows += [("options", f"{name} {value}") for name, value in facts["options"].items()]
         for kind in ("inputs", "outputs"):
-            rows += [(kind[:-1], f"{v['name']} {'x'.join(map(str, v['shape']))} {v['dtype']}") for v in facts[kind]]
+            rows += [(kind[:-1], f"{v['name']} {write_shape(v['shape'])} {v['dtype']}") for v in facts[kind]]
         for profile in profiles:
             for name in profile["opt"]:
                 sizes = (f"{bound} {'x'.join(map(str, profile[bound][name]))}" for bound in ("min", "opt", "max"))

@@ -15,24 +15,22 @@ from typing import Annotated, NoReturn
 import typer
 
 from aff_deploy import __version__
-from aff_deploy.artifact import confine_libraries, kept_apart, reason_of
+from aff_deploy.artifact import confine_libraries, kept_apart
 from aff_deploy.cli import convert, deploy, doctor, engine, export, graph, inspect, validate
+from aff_deploy.cli.console import Steps, print_json
+from aff_deploy.cli.failures import Failure, bug, describe_failure, is_asked, print_error, without
 from aff_deploy.cli.signals import watch_signals
-from aff_deploy.cli.streams import leave, printable, safe_streams
-from aff_deploy.errors import AffDeployError, OutputError, UsageError
+from aff_deploy.cli.streams import leave, safe_streams
+from aff_deploy.errors import OutputError, UsageError
+from aff_deploy.recipe import bundled_recipes
 
-EXIT_BUG = 70
 EXIT_PIPE = 128 + 13
-MAX_MESSAGE = 1000
-"""Characters of an error, whose end says what to do."""
-EXTRA_OF = {"torch": "cpu", "onnxscript": "cpu", "onnxruntime": "cpu", "PIL": "images"}
 
 app = typer.Typer(
     name="aff-deploy",
     help="From a PyTorch network with attentional feature fusion to an optimised, validated ONNX file.",
     epilog="Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 bad input, 4 something is missing here.",
     no_args_is_help=False,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -56,6 +54,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress on stderr; errors and notes stay.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
@@ -66,15 +65,15 @@ def options(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: with no `arguments` as a program, else by `SystemExit`."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # --debug is accepted anywhere, because it is added to a command that has just failed.
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    # Accepted anywhere: --debug because it is added to a command that has just failed, --quiet for scripts.
+    debug, Steps.quiet = is_asked(words, "--debug"), is_asked(words, "-q", "--quiet")
+    words = without(words, "--debug", "-q", "--quiet")
     confine_libraries()
     stop_watching = watch_signals()
     try:
         with safe_streams(), kept_apart():
             try:
-                code = _run(words or ["--help"], debug)
+                code = _run(words, debug)
             except OutputError as error:  # of stdout, on which a failure was to be told
                 code = error.exit_code
             if arguments is None:
@@ -87,34 +86,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _run(words: Sequence[str], debug: bool) -> int:
     try:
         _require_folder()
-        result = app(words, prog_name="aff-deploy", standalone_mode=False)
+        result = app(words or ["--help"], prog_name="aff-deploy", standalone_mode=False)
+        if not words:
+            print(f"\nBundled recipes, for deploy and wherever a NETWORK goes:\n  {', '.join(bundled_recipes())}")
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
-    except AffDeployError as error:
-        return _report(error, str(error), error.exit_code, debug)
-    except typer.TyperException as error:
-        message = " ".join(error.format_message().split())
-        return _report(error, f"{message.rstrip('.')}; see --help" if error.exit_code == 2 else message, error.exit_code, debug)
     except BrokenPipeError:
         return EXIT_PIPE
     except SystemExit as error:
         # Typer's own answer to a closed pipe while it prints help; it has already silenced stdout.
         if type(sys.stdout).__name__ == "PacifyFlushWrapper":
             return EXIT_PIPE
-        return error.code if isinstance(error.code, int) else _bug()
-    except ModuleNotFoundError as error:
-        extra = EXTRA_OF.get((error.name or "").partition(".")[0])
-        if extra is None:
-            return _bug()
-        return _report(error, f"{error.name} is not installed; pip install 'aff-deploy[{extra}]'", 4, debug)
-    except MemoryError as error:
-        return _report(error, "there is not enough memory for this; use a machine with more, or smaller shapes", 4, debug)
-    except OSError as error:
-        # Whatever the system refuses is told in one line; what is expected to be refused is told better where it is met.
-        at = f" at {error.filename}" if error.filename is not None else ""
-        return _report(error, f"the system refused{at}: {reason_of(error)}; check the path and the place", 3, debug)
-    except Exception:
-        return _bug()
+        return error.code if isinstance(error.code, int) else _report(error, words, debug)
+    except Exception as error:
+        return _report(error, words, debug)
 
 
 def _require_folder() -> None:
@@ -125,14 +110,31 @@ def _require_folder() -> None:
         raise UsageError("the current folder does not exist any more", fix="change to one that does") from None
 
 
-def _report(error: Exception, message: str, code: int, debug: bool) -> int:
-    if debug:
+def _report(error: BaseException, words: Sequence[str], debug: bool) -> int:
+    command = next((word for word in words if not word.startswith("-")), "")
+    failure = describe_failure(error, command, _options)
+    if debug or failure is None:
         traceback.print_exception(error, file=sys.stderr)
-    print("error: " + printable(" ".join(message.split()), MAX_MESSAGE), file=sys.stderr)
-    return code
+    if failure is None:
+        print("This is a bug in aff-deploy: please report it with the lines above.", file=sys.stderr)
+        return _end(words, bug(error))
+    print_error(failure)
+    return _end(words, failure)
 
 
-def _bug() -> int:
-    traceback.print_exc(file=sys.stderr)
-    print("This is a bug in aff-deploy: please report it with the lines above.", file=sys.stderr)
-    return EXIT_BUG
+def _end(words: Sequence[str], failure: Failure) -> int:
+    """The exit code, and for a program what became of its command."""
+    if is_asked(words, "--json"):
+        print_json({"error": failure.to_dict()})
+        sys.stdout.flush()
+    return failure.exit
+
+
+def _options() -> dict[str, list[str]]:
+    """The options of every command, by its name."""
+    group = typer.main.get_command(app)
+    everywhere = ["--help", "--debug", "--quiet"]
+    return {
+        name: [option for parameter in command.params for option in parameter.opts] + everywhere
+        for name, command in getattr(group, "commands", {}).items()
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,12 +31,43 @@ Key = Annotated[
     str | None, typer.Option("--key", metavar="NAME", help="In a PyTorch file, where the weights lie, such as model_ema.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
+
+
+def complete_recipe(beginning: str) -> list[str]:
+    """Names of bundled recipes, for the shell."""
+    from aff_deploy.recipe import bundled_recipes
+
+    return [name for name in bundled_recipes() if name.startswith(beginning)]
+
+
 NETWORK = "a bundled name, a recipe path, module:callable or file.py:callable"
 UNTRAINED = "the reference was initialised from a seed, because no --weights was given: give those that the file was made with"
 # Types, not their names: Typer checks no range of what it cannot resolve.
 Atol = Annotated[float | None, typer.Option("--atol", min=0, help="Absolute tolerance.")]
 Rtol = Annotated[float | None, typer.Option("--rtol", min=0, help="Tolerance relative to the output's scale.")]
 MinCosine = Annotated[float | None, typer.Option("--min-cosine", min=-1, max=1, help="Smallest cosine similarity.")]
+
+
+class BackendName(str, Enum):
+    """Who builds."""
+
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
+
+
+class Io(str, Enum):
+    """Types of float inputs and outputs."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+
+
+class HardwareMode(str, Enum):
+    """Which GPUs an engine of TensorRT runs on."""
+
+    none = "none"
+    ampere_plus = "ampere+"
+    same_compute_capability = "same-compute-capability"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aff_deploy.cli.console import Steps, print_json, table, working
+from aff_deploy.cli.failures import Failure
 from aff_deploy.cli.options import (
     NETWORK,
     UNTRAINED,
@@ -24,7 +26,8 @@ from aff_deploy.cli.options import (
     read_arguments,
     tolerance_of,
 )
-from aff_deploy.errors import UsageError
+from aff_deploy.errors import InputError, MissingDependency, UsageError
+from aff_deploy.spec import Precision
 
 if TYPE_CHECKING:
     from aff_deploy.nets.resolve import Network
@@ -34,7 +37,9 @@ if TYPE_CHECKING:
 
 
 def validate(
-    file: Annotated[Path, typer.Argument(help="The ONNX file to check.", metavar="FILE")],
+    file: Annotated[
+        Path, typer.Argument(help="The ONNX file or engine to check, or a deployment's folder.", metavar="FILE|FOLDER")
+    ],
     against: Annotated[
         str, typer.Option("--against", metavar="NETWORK|REF.onnx", help=f"What is right: {NETWORK}; or an .onnx.")
     ],
@@ -54,33 +59,71 @@ def validate(
     given = Given(weights, read_arguments(arguments), key)
     with Steps() as step, working(), contextlib.ExitStack() as stack:
         step("load both sides")
-        from aff_deploy.onnx_file import load_onnx
-        from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
         from aff_deploy.validate import load_npz_feeds, seeded_feeds
         from aff_deploy.validate import validate as compare
-        from aff_deploy.verify import free_sizes, precision_of
+        from aff_deploy.verify import free_sizes
 
-        precision = precision_of(load_onnx(file))
-        candidate = stack.enter_context(OnnxRuntimeRunner(file))
+        candidate, precision, engine = _candidate(file)
+        stack.enter_context(candidate)
         reference, recipe, network = _reference(against, given, candidate)
         stack.enter_context(reference)
         if data is None:
-            batches = seeded_feeds(reference.inputs, recipe=recipe, sizes=free_sizes(reference.inputs))
+            sizes = {**free_sizes(reference.inputs), **(_usual_sizes(candidate) if engine else {})}
+            batches = seeded_feeds(reference.inputs, recipe=recipe, sizes=sizes)
         elif recipe is None:
             batches = load_npz_feeds(data, reference.inputs)
         else:
             keys = recipe.evaluation.inputs if recipe.evaluation is not None else None
             batches = load_npz_feeds(data, reference.inputs, keys=keys, preprocessing=recipe.preprocessing)
         step(f"compare on {'seeded data' if data is None else data.name}")
-        report = compare(reference, candidate, batches, tolerance_of(recipe, precision, atol, rtol, min_cosine))
+        tolerance = tolerance_of(recipe, precision, atol, rtol, min_cosine)
+        # An engine takes the batches that it was built for, and no others to check properties of rows with.
+        report = compare(reference, candidate, batches, tolerance, metamorphic=not engine)
     if as_json:
-        print_json(report.to_dict())
+        failure = Failure("CheckFailed", f"{file} differs from {against}: {'; '.join(report.failures)}", "", 1)
+        print_json({**report.to_dict(), **({} if report.passed else {"error": failure.to_dict()})})
     else:
         _print_report(report, f"{file} against {against}")
     if not report.passed:
         if network is not None and network.weights is None:
             print(f"  note: {UNTRAINED}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _candidate(file: Path) -> tuple[Runner, Precision, bool]:
+    """What is to be checked, how exact it can be, and whether it is an engine."""
+    from aff_deploy.engine_file import is_engine, read_engine_manifest
+
+    if file.is_dir():
+        inside = file / "model.onnx"
+        if not inside.is_file():
+            raise InputError(f"{file} is a folder, and holds no {inside.name}", fix="give an ONNX file, or an engine")
+        file = inside
+    if is_engine(file):
+        from aff_deploy.runtimes.tensorrt import TensorRTRunner
+
+        try:
+            precision = read_engine_manifest(file).proven or Precision.FP32
+            return TensorRTRunner(file), precision, True
+        except MissingDependency as error:
+            proven = f"see what was proven of it when it was built: aff-deploy inspect {shlex.quote(str(file))}"
+            raise MissingDependency(error.message, fix=f"{error.fix}, or {proven}" if error.fix else proven) from error
+    from aff_deploy.onnx_file import load_onnx
+    from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+    from aff_deploy.verify import precision_of
+
+    precision = precision_of(load_onnx(file))
+    return OnnxRuntimeRunner(file), precision, False
+
+
+def _usual_sizes(engine: Runner) -> dict[str, int]:
+    """The size of each dynamic dimension that the engine was built to be fastest at."""
+    return {
+        dim: size
+        for spec in engine.inputs
+        for dim, size in zip(spec.shape, spec.concrete(), strict=True)
+        if isinstance(dim, str)
+    }
 
 
 def _reference(against: str, given: Given, candidate: Runner) -> tuple[Runner, Recipe | None, Network | None]:

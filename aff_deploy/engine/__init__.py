@@ -27,7 +27,7 @@ from aff_deploy.engine.build import Plan, build_plan
 from aff_deploy.engine.interface import tensor_specs
 from aff_deploy.engine.listing import Listing, read_inspector, read_log
 from aff_deploy.engine.options import BuildOptions, check_options
-from aff_deploy.engine.profiles import check_profiles, parse_shapes, profiles_from_options
+from aff_deploy.engine.profiles import check_profiles, default_profiles, parse_shapes, profiles_from_options, suggest_keys
 from aff_deploy.engine.proof import Dissent, Proof, prove
 from aff_deploy.engine_file import check_capability, read_engine_manifest, write_engine
 from aff_deploy.errors import CheckFailed, EngineError, MissingDependency
@@ -56,12 +56,14 @@ __all__ = [
     "build_plan",
     "check_options",
     "check_profiles",
+    "default_profiles",
     "find_backend",
     "parse_shapes",
     "profiles_from_options",
     "prove",
     "read_inspector",
     "read_log",
+    "suggest_keys",
     "tensor_specs",
 ]
 
@@ -78,8 +80,9 @@ class EngineRequest:
         tolerance: how far the typed model's outputs may be from the reference's.
         io: ``fp32`` leaves inputs and outputs as they are, ``fp16`` makes the float ones half precision.
         profiles: the shapes to build for; see `check_profiles`.
+        default_profiles: whether `profiles` are those of `default_profiles`, because nobody gave any.
         options: the builder's settings.
-        keep_wide: names of nodes to leave in fp32.
+        keep_fp32: names of nodes to leave in fp32.
         keep_typed: whether to write the typed model too, as ``<name>.onnx``.
     """
 
@@ -88,8 +91,9 @@ class EngineRequest:
     tolerance: Tolerance
     io: Ends = "fp32"
     profiles: tuple[ShapeProfile, ...] = ()
+    default_profiles: bool = False
     options: BuildOptions = field(default_factory=BuildOptions)
-    keep_wide: tuple[str, ...] = ()
+    keep_fp32: tuple[str, ...] = ()
     keep_typed: bool = False
 
 
@@ -161,13 +165,13 @@ def build_engine(
     with staged_file(out) as staged, scratch_folder() as scratch:
         with clock.stage("convert", f"write {request.precision} into the graph"):
             typed = to_precision(
-                model, request.precision, batches=observed_on, observed=observed, io=request.io, keep_wide=request.keep_wide
+                model, request.precision, batches=observed_on, observed=observed, io=request.io, keep_fp32=request.keep_fp32
             )
         with clock.stage("validate", f"compare the {request.precision} model with {reference.name}"):
             with evaluator(typed) as candidate:
                 checked_by = candidate.name
                 validation = validate(reference, candidate, compared_on, request.tolerance)
-            _require_valid(validation, request.precision, reference.name)
+            _require_valid(validation, request.precision, reference.name, observed)
         carried = _with_kernels(typed.model) if request.options.plugin is not None else None
         calls = carried.calls if carried is not None else frozenset[str]()
         typed_file = (staged.parent if request.keep_typed else scratch) / f"{out.name}.onnx"
@@ -197,6 +201,7 @@ def build_engine(
             "typed": {"sha256": sha256(typed_file), **typed.to_dict()},
             **_interface(typed.model),
             "profiles": [{"min": dict(p.min), "opt": dict(p.opt), "max": dict(p.max)} for p in request.profiles],
+            "default_profiles": request.default_profiles,
             "options": request.options.to_dict(),
             **({} if carried is None else {"plugin": _describe_plugin(request.options, carried)}),
             "checks": [check],
@@ -211,7 +216,7 @@ def build_engine(
                 TensorRTRunner(staged, plugin=request.options.plugin) as runner,
             ):
                 on_gpu = validate(reference, runner, compared_on, request.tolerance)
-                _require_valid(on_gpu, request.precision, reference.name)
+                _require_valid(on_gpu, request.precision, reference.name, observed)
             facts["checks"] = [check, {**check, "what": "engine", "on": runner.name, **on_gpu.to_dict()}]
             manifest = write_engine(plan.plan, staged, facts)
     return BuiltEngine(Artifact(out, manifest), proofs[0], validation, typed, clock.seconds, not_run)
@@ -240,11 +245,12 @@ def _describe_plugin(options: BuildOptions, carried: Attached) -> dict[str, Any]
     return {"file": library.name, "sha256": sha256(library), "sites": list(carried.plugin), "native": native}
 
 
-def _require_valid(validation: ValidationReport, precision: Precision, against: str) -> None:
+def _require_valid(validation: ValidationReport, precision: Precision, against: str, observed: str) -> None:
     if not validation.passed:
         first, *others = validation.failures
         more = f" (and {len(others)} more)" if others else ""
-        fix = "keep nodes in fp32 with --keep-wide, give real data with --calib, or allow more with --rtol"
+        real = "give real data with --calib, " if "seeded" in observed else ""
+        fix = f"keep nodes in fp32 with --keep-fp32, {real}or allow more with --rtol"
         if precision is Precision.FP32:
             fix = "check the model with: aff-deploy validate"
         raise CheckFailed(f"the {precision} model differs from {against}: {first}{more}", fix=f"nothing was written; {fix}")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from aff_deploy.errors import UsageError
 from aff_deploy.runtimes import shape_text
 from aff_deploy.spec import MAX_ELEMENTS, ShapeProfile, TensorSpec
+from aff_deploy.verify import FREE_SIZE
 
 Shapes = Mapping[str, tuple[int, ...]]
-USUAL_BATCH, LARGEST_BATCH = 8, 32
-"""Only suggested, in a message."""
+SMALLEST_BATCH, USUAL_BATCH, LARGEST_BATCH = 1, 8, 32
+"""Of an engine whose batch alone is dynamic, where nobody says for which sizes."""
 
 
 def parse_shapes(option: str, words: Sequence[str]) -> tuple[dict[str, tuple[int, ...]], ...]:
@@ -25,7 +26,7 @@ def parse_shapes(option: str, words: Sequence[str]) -> tuple[dict[str, tuple[int
         UsageError: a word that is not of that form.
     """
     profiles: list[dict[str, tuple[int, ...]]] = []
-    for word in (part for words_ in words for part in words_.split(",")):
+    for word in (part for words_ in words for part in re.split(r"(?<=[0-9]),", words_)):
         match = re.fullmatch(r"(?P<name>.+):(?P<shape>[0-9]+(x[0-9]+)*)", word.strip())
         if match is None:
             raise UsageError(f"cannot read {option} {word!r}", fix="write NAME:1x3x224x224")
@@ -68,8 +69,32 @@ def profiles_from_options(
     return tuple(profiles)
 
 
-def check_profiles(inputs: Sequence[TensorSpec], profiles: Sequence[ShapeProfile]) -> tuple[ShapeProfile, ...]:
+def default_profiles(inputs: Sequence[TensorSpec]) -> tuple[ShapeProfile, ...]:
+    """The profile of an engine for which nobody gave shapes: a batch of 1 to 32, fastest at 8 or where `example` is.
+
+    None where anything but one dimension, the first of its inputs, is dynamic: how large a picture may be is not ours to say.
+    """
+    free = {(axis, dim) for spec in inputs for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
+    if len(free) != 1 or next(iter(free))[0] != 0:
+        return ()
+    usual = next((spec.example[0] for spec in inputs if spec.is_dynamic and spec.example), USUAL_BATCH)
+    batches = (min(SMALLEST_BATCH, usual), usual, max(LARGEST_BATCH, usual))
+    ((_, batch),) = free
+    return (ShapeProfile(*({spec.name: spec.concrete(**{batch: size}) for spec in inputs} for size in batches)),)
+
+
+def check_profiles(
+    inputs: Sequence[TensorSpec],
+    profiles: Sequence[ShapeProfile],
+    *,
+    suggest: Callable[[Sequence[TensorSpec]], str] | None = None,
+) -> tuple[ShapeProfile, ...]:
     """The profiles that an engine of these inputs needs, each naming every input; none where every shape is static.
+
+    Args:
+        inputs: of the model.
+        profiles: what was asked for.
+        suggest: what to add for inputs without shapes, in the words of whoever asks; those of the command line by default.
 
     Raises:
         UsageError: a dynamic input without shapes, or shapes that do not fit an input or each other.
@@ -87,14 +112,14 @@ def check_profiles(inputs: Sequence[TensorSpec], profiles: Sequence[ShapeProfile
     if not profiles:
         raise UsageError(
             f"input {', '.join(repr(spec.name) for spec in dynamic)} is dynamic and nothing says for which shapes to build",
-            fix="add " + " ".join(_suggestion(spec) for spec in dynamic),
+            fix=(suggest or suggest_options)(dynamic),
         )
     complete = []
     for profile in profiles:
         bounds: tuple[dict[str, tuple[int, ...]], ...] = ({}, {}, {})
         for spec in inputs:
             if spec.is_dynamic and spec.name not in profile.opt:
-                raise UsageError(f"no shapes for the dynamic input {spec.name!r}", fix=f"add {_suggestion(spec)}")
+                raise UsageError(f"no shapes for the dynamic input {spec.name!r}", fix=(suggest or suggest_options)([spec]))
             _check(spec, profile)
             usual = profile.opt.get(spec.name) or spec.concrete()
             for shapes, given in zip(bounds, (profile.min, profile.opt, profile.max), strict=True):
@@ -127,11 +152,24 @@ def _check(spec: TensorSpec, profile: ShapeProfile) -> None:
             )
 
 
-def _suggestion(spec: TensorSpec) -> str:
-    def shape(batch: int) -> str:
-        sizes = [d if isinstance(d, int) else batch if i == 0 else None for i, d in enumerate(spec.shape)]
-        example = spec.example or (None,) * len(sizes)
-        return "x".join(str(size or known or 64) for size, known in zip(sizes, example, strict=True))
+def suggest_options(inputs: Sequence[TensorSpec]) -> str:
+    """The options to add for inputs without shapes."""
+    words = (f"--{bound}-shapes {spec.name}:{shape_text(shape)}" for spec in inputs for bound, shape in _suggested(spec))
+    return f"add {' '.join(words)}"
 
-    rows = (("min", 1), ("opt", USUAL_BATCH), ("max", LARGEST_BATCH))
-    return " ".join(f"--{bound}-shapes {spec.name}:{shape(batch)}" for bound, batch in rows)
+
+def suggest_keys(inputs: Sequence[TensorSpec]) -> str:
+    """The same as lines of a recipe."""
+    lines = (
+        f"to [[inputs]] {spec.name!r} the lines " + " / ".join(f"{b} = {list(s)}" for b, s in _suggested(spec))
+        for spec in inputs
+    )
+    return f"add {', and '.join(lines)}"
+
+
+def _suggested(spec: TensorSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
+    example = spec.example or (FREE_SIZE,) * len(spec.shape)
+    free = tuple(dim if isinstance(dim, int) else size for dim, size in zip(spec.shape, example, strict=True))
+    for bound, batch in (("min", SMALLEST_BATCH), ("opt", USUAL_BATCH), ("max", LARGEST_BATCH)):
+        dynamic = bool(spec.shape) and isinstance(spec.shape[0], str)
+        yield bound, ((batch, *free[1:]) if dynamic else free)

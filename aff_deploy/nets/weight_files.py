@@ -32,7 +32,7 @@ MAX_METADATA = 65536
 MAX_NESTING = 4
 SHOWN_KEYS = 4
 MAX_SHOWN = 120
-CHOOSE = "choose with --key NAME, in Python key=NAME, in a recipe weights.key"
+CHOOSE = "choose with --key NAME"
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _not_tensors(path: Path, content: Mapping[Any, Any], name: object) -> Weight
         return WeightsError(said, fix="save net.state_dict() alone")
     said = f"{path} holds {kind_of(content[inside[0]])} under {_shown(inside[0])}, not a tensor"
     which = " or ".join(f"--key {key if key.isidentifier() else _shown(key)}" for key in inside)
-    return WeightsError(said, fix=f"{which} picks it, in Python key={_shown(inside[0])}")
+    return WeightsError(said, fix=f"{which} picks it")
 
 
 def _holds_weights(value: Any) -> bool:

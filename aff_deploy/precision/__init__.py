@@ -70,7 +70,7 @@ def to_precision(
     batches: Sequence[Mapping[str, Array]],
     observed: str,
     io: Ends = "fp32",
-    keep_wide: Sequence[str] = (),
+    keep_fp32: Sequence[str] = (),
 ) -> Typed:
     """Write a precision into a model.
 
@@ -81,12 +81,12 @@ def to_precision(
             float16 inputs and outputs are held against them. Only fp32 and bf16 do without.
         observed: what they are, in words.
         io: the type of float inputs and outputs, ``fp32`` or ``fp16``.
-        keep_wide: names of nodes and fusion calls to keep in fp32.
+        keep_fp32: names of nodes and fusion calls to keep in fp32.
 
     Raises:
         ModelError: the model cannot be retyped.
         DataError: there is no data, it does not fit, or inputs or outputs do not fit into float16.
-        UsageError: `io` is neither, or `keep_wide` names no node.
+        UsageError: `io` is neither, or `keep_fp32` names no node.
     """
     if io not in ("fp32", "fp16"):
         raise UsageError(f"inputs and outputs cannot be {io!r}", fix="use fp32 or fp16")
@@ -94,7 +94,7 @@ def to_precision(
     notes: tuple[str, ...] = ()
     if precision in _HALVES:
         half = _HALVES[precision]
-        typed, kept, notes = to_half(model, half, batches=batches, observed=observed, keep_wide=keep_wide)
+        typed, kept, notes = to_half(model, half, batches=batches, observed=observed, keep_fp32=keep_fp32)
     elif precision is Precision.FP32:
         typed = ModelProto()
         typed.CopyFrom(model)
@@ -102,7 +102,7 @@ def to_precision(
     else:
         from aff_deploy.precision.quantize import quantize
 
-        typed, kept = quantize(model, precision, batches, keep_wide=keep_wide)
+        typed, kept = quantize(model, precision, batches, keep_fp32=keep_fp32)
         attach_functions(typed, target="gpu")
     if io == "fp16":
         exact = exact_inputs(model)

@@ -28,7 +28,7 @@ BATCH_BYTES = 4 * 2**20
 MOST_ROWS = 32
 MAX_BYTES = 2**30
 """Most bytes of all batches together, and of the arrays of an ``.npz``, which as float32 may be four times as many."""
-GIVE_DATA = "give --calib data.npz, --calib with a folder of images, or --calib seeded if random data will do"
+GIVE_DATA = "give --calib data.npz (or a folder of images), or --calib seeded if random data will do"
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ def _from_recipe(inputs: Sequence[TensorSpec], recipe: Recipe | None, limit: int
     if recipe is None or found is None:
         name = "a model without a recipe" if recipe is None else f"recipe {recipe.name!r}"
         raise DataError(f"{name} has no calibration data, which 8-bit precisions take their ranges from", fix=GIVE_DATA)
+    if found.data.is_dir():
+        return _from_images(found.data, inputs, recipe, limit)
     batches = _from_npz(found.data, inputs, recipe, found.inputs, limit, expected=found.samples)
     kind = "calibration" if isinstance(found, CalibrationData) else "evaluation"
     return Calibration(batches, f"{_samples(batches)} samples of the recipe's {kind} data, {found.data.name}")

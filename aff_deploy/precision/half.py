@@ -36,7 +36,7 @@ def to_half(
     *,
     batches: Sequence[Mapping[str, Array]],
     observed: str,
-    keep_wide: Sequence[str] = (),
+    keep_fp32: Sequence[str] = (),
 ) -> tuple[ModelProto, tuple[KeptWide, ...], tuple[str, ...]]:
     """`model` in half precision, inputs and outputs in fp32.
 
@@ -45,7 +45,7 @@ def to_half(
         half: TensorProto.FLOAT16 or BFLOAT16.
         batches: inputs by name, on which the ranges of tensors are observed for float16.
         observed: what they are, in words.
-        keep_wide: names of nodes to keep in fp32.
+        keep_fp32: names of nodes to keep in fp32.
 
     Returns:
         The typed model, the nodes kept in fp32, and notes.
@@ -53,14 +53,14 @@ def to_half(
     Raises:
         ModelError: the model cannot be retyped.
         DataError: there are no batches, or NaN or infinities come of them.
-        UsageError: `keep_wide` names no node.
+        UsageError: `keep_fp32` names no node.
     """
     require_size(model)
     require_finite_weights(model)
     require_finite(batches)
     typed, notes = prepared(model, half)
     ranges = observe_ranges(typed, batches) if half == TensorProto.FLOAT16 else None
-    kept = kept_wide(typed, half, ranges=ranges, observed=observed, asked=keep_wide)
+    kept = kept_wide(typed, half, ranges=ranges, observed=observed, asked=keep_fp32)
     wide = frozenset(node.name for node in kept)
     corrected = correct_biases(typed, half, batches, wide=wide) if batches else 0
     typed = _retyped(typed, half, wide)

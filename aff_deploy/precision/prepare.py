@@ -94,7 +94,7 @@ def raised(model: ModelProto, least: int, written: int, what: str) -> tuple[Mode
     except (RuntimeError, ValueError, onnx.version_converter.ConvertError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(
             f"the model of opset {before} cannot be brought to {written}, as {what} needs: {first_line(error)}",
-            fix=f"export it again with --opset {written}",
+            fix="export it again with --opset 18" if before < 18 else "build in another precision",
         ) from None
     return converted, [f"the model was brought from ONNX opset {before} to {written}, which {what} needs"]
 

@@ -40,7 +40,7 @@ INT8_LARGEST = 127.0
 
 
 def quantize(
-    model: ModelProto, precision: Precision, batches: Sequence[Mapping[str, Array]], *, keep_wide: Sequence[str] = ()
+    model: ModelProto, precision: Precision, batches: Sequence[Mapping[str, Array]], *, keep_fp32: Sequence[str] = ()
 ) -> tuple[ModelProto, tuple[KeptWide, ...]]:
     """A copy of `model` that computes its large layers in 8 bits, written with QuantizeLinear and DequantizeLinear.
 
@@ -48,14 +48,14 @@ def quantize(
         model: a float32 model of opset 13 to 20, below 2 GB; as `aff_deploy.passes.optimize` leaves it.
         precision: INT8 or FP8 (E4M3). FP8 raises the opset to 19, since when the operators take it.
         batches: calibration data: inputs by name, as the model takes them.
-        keep_wide: names of nodes that stay as they are.
+        keep_fp32: names of nodes that stay as they are.
 
     Returns:
         A model in which the weights of quantised layers are int8 or fp8, for the same inputs and outputs; and the nodes
         that were asked to stay as they are, or whose numbers say nothing to scale by.
 
     Raises:
-        UsageError: another precision; `keep_wide` names no node.
+        UsageError: another precision; `keep_fp32` names no node.
         ModelError: the model is already quantised, not float32, not finite, too large, of another opset, has nested graphs,
             or nothing in it can be quantised.
         DataError: the data does not fit, or the model is not finite on it.
@@ -64,13 +64,13 @@ def quantize(
     if precision not in (Precision.INT8, Precision.FP8):
         raise UsageError(f"{precision} is not an 8-bit precision", fix="use int8 or fp8")
     _require_quantisable(model)
-    _require_known(model, keep_wide)
+    _require_known(model, keep_fp32)
     source = _of_fp8_opset(model) if precision is Precision.FP8 else model
     prepared = ModelProto()
     prepared.CopyFrom(source)
     name_nodes(prepared.graph)
     pairs = zip(source.graph.node, prepared.graph.node, strict=True)
-    chosen = _layers(prepared, frozenset(new.name for old, new in pairs if old.name in keep_wide))
+    chosen = _layers(prepared, frozenset(new.name for old, new in pairs if old.name in keep_fp32))
     _require_some(chosen, "no convolution or matrix product with constant float32 weights and a bias by channel is left")
     magnitudes = observe_magnitudes(prepared, list(dict.fromkeys(node.input[0] for node in chosen)), batches)
     kept = {node.name: reason for node in chosen if (reason := _unscalable(node, prepared, magnitudes[node.input[0]].largest))}
@@ -89,7 +89,7 @@ def quantize(
     if precision is Precision.FP8:
         to_fp8(quantised, prepared, largest_by_scale={f"{feed}_scale": largest[name] for feed, name in fed.items()})
     check_onnx(quantised, "the quantised model", full=False)
-    wide = [*((name, "asked for") for name in keep_wide), *kept.items()]
+    wide = [*((name, "asked for") for name in keep_fp32), *kept.items()]
     return quantised, tuple(KeptWide(name, reason) for name, reason in wide)
 
 
@@ -105,7 +105,9 @@ def _of_fp8_opset(model: ModelProto) -> ModelProto:
 
 def _require_some(chosen: Sequence[NodeProto], reason: str) -> None:
     if not chosen:
-        raise ModelError(f"nothing in the model can be quantised: {reason}", fix="use --fp16, or keep fewer layers wide")
+        raise ModelError(
+            f"nothing in the model can be quantised: {reason}", fix="use --fp16, or keep fewer layers with --keep-fp32"
+        )
 
 
 def _unscalable(node: NodeProto, model: ModelProto, largest: float) -> str:
@@ -144,9 +146,9 @@ def _require_quantisable(model: ModelProto) -> None:
         raise ModelError(f"weight {low.name!r} is {half[low.data_type]}", fix="give the float32 model")
 
 
-def _require_known(model: ModelProto, keep_wide: Sequence[str]) -> None:
+def _require_known(model: ModelProto, keep_fp32: Sequence[str]) -> None:
     names = [node.name for node in model.graph.node if node.name]
-    for name in keep_wide:
+    for name in keep_fp32:
         if name not in names:
             guess = difflib.get_close_matches(name, names, n=1)
             raise UsageError(
@@ -155,14 +157,14 @@ def _require_known(model: ModelProto, keep_wide: Sequence[str]) -> None:
             )
 
 
-def _layers(model: ModelProto, keep_wide: frozenset[str]) -> list[NodeProto]:
+def _layers(model: ModelProto, keep_fp32: frozenset[str]) -> list[NodeProto]:
     """The nodes to quantise: of constant weights, and of an activation whose type is known to be float32."""
     types, defaults = infer_types(model), overridable(model)
     constants = (tensor for tensor in model.graph.initializer if tensor.name not in defaults)
     shapes = {tensor.name: tuple(tensor.dims) for tensor in constants if tensor.data_type == TensorProto.FLOAT}
     chosen = []
     for node in model.graph.node:
-        if node.op_type not in OP_TYPES or node.domain not in ("", "ai.onnx") or node.name in keep_wide:
+        if node.op_type not in OP_TYPES or node.domain not in ("", "ai.onnx") or node.name in keep_fp32:
             continue
         activation, weight, *biases = node.input
         known = types.get(activation)

@@ -69,7 +69,8 @@ def quantize_layers(
             )
         except Exception as error:  # whatever it stumbles over it raises as it comes
             raise ModelError(
-                f"ONNX Runtime cannot quantise the model: {first_line(error)}", fix="use --fp16, or keep that layer wide"
+                f"ONNX Runtime cannot quantise the model: {first_line(error)}",
+                fix="use --fp16, or keep that layer with --keep-fp32",
             ) from error
         return onnx.load_model(target)
 

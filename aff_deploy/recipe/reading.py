@@ -105,6 +105,7 @@ def _read_arguments(top: Table) -> Mapping[str, Any]:
 
 def _read_inputs(top: Table) -> tuple[tuple[TensorSpec, ...], dict[str, Distribution], ShapeProfile | None]:
     specs: list[TensorSpec] = []
+    shapeless: list[Table] = []
     distributions: dict[str, Distribution] = {}
     ranges: dict[str, dict[str, tuple[int, ...]]] = {bound: {} for bound in BOUNDS}
     for table in top.tables("inputs", ("name", "shape", "dtype", "min", "opt", "max", "distribution")):
@@ -117,6 +118,11 @@ def _read_inputs(top: Table) -> tuple[tuple[TensorSpec, ...], dict[str, Distribu
             if bound in table:
                 sizes[name] = _read_range(table, bound, shape)
         _check_order(table, shape, {bound: sizes[name] for bound, sizes in ranges.items() if name in sizes})
+        # opt alone has a meaning: what tracing and generated data start from.
+        if "min" in table or "max" in table:
+            table.require(*BOUNDS)
+        elif any(isinstance(dim, str) for dim in shape):
+            shapeless.append(table)
         # Without one, whoever needs sizes chooses them.
         example = ranges["opt"].get(name)
         specs.append(TensorSpec(name, shape, table.choice("dtype", "float32", DTYPES), example))
@@ -125,6 +131,8 @@ def _read_inputs(top: Table) -> tuple[tuple[TensorSpec, ...], dict[str, Distribu
     if not specs:
         raise RecipeError(f"{top.path}: 'inputs' is empty", fix="describe each input in a table [[inputs]]")
     complete = all(name in sizes for sizes in ranges.values() for name in (s.name for s in specs if s.is_dynamic))
+    if shapeless and any(spec.is_dynamic and spec.name in ranges["min"] for spec in specs):
+        shapeless[0].require(*BOUNDS)
     if not any(spec.is_dynamic for spec in specs) or not complete:
         return tuple(specs), distributions, None
     full = {bound: {s.name: sizes.get(s.name) or s.concrete() for s in specs} for bound, sizes in ranges.items()}
@@ -242,7 +250,12 @@ def _read_calibration(top: Table, inputs: tuple[TensorSpec, ...]) -> Calibration
     if not table.values:
         return None
     table.require("data")
-    return CalibrationData(table.file("data"), table.sha256("sha256"), _read_keys(table, inputs), _read_samples(table))
+    data = table.file("data", or_folder=True)
+    described = [key for key in ("sha256", "input", "inputs", "samples") if key in table]
+    if data.is_dir() and described:
+        raise table.wrong(described[0], f"left out, since {table.name('data')} is a folder of images")
+    keys = {} if data.is_dir() else _read_keys(table, inputs)
+    return CalibrationData(data, table.sha256("sha256"), keys, _read_samples(table))
 
 
 def _read_keys(table: Table, inputs: tuple[TensorSpec, ...]) -> Mapping[str, str]:
@@ -260,13 +273,16 @@ def _read_samples(table: Table) -> int | None:
 
 
 def _read_engine(top: Table) -> EngineSettings:
-    table = top.table("engine", ("enabled", "precision", "io", "backend"))
+    if "engine" not in top:
+        return EngineSettings()
+    table = top.table("engine", ("enabled", "precision", "io", "backend", "keep_fp32"))
     default = EngineSettings()
     return EngineSettings(
-        enabled=table.boolean("enabled", default.enabled),
+        enabled=table.boolean("enabled", True),
         precision=Precision(table.choice("precision", str(default.precision), [str(each) for each in Precision])),
         io="fp16" if table.choice("io", default.io, IO_TYPES) == "fp16" else "fp32",
         backend=table.choice("backend", default.backend, BACKENDS) if "backend" in table else default.backend,
+        keep_fp32=table.texts("keep_fp32"),
     )
 
 

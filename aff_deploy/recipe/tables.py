@@ -123,6 +123,13 @@ class Table:
             raise self.wrong(key, "a string")
         return value
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        """An array of up to 4096 strings, none of them empty; none where the file has no such key."""
+        value = self.values.get(key, [])
+        if not isinstance(value, list) or len(value) > 4096 or not all(isinstance(item, str) and item for item in value):
+            raise self.wrong(key, "an array of strings")
+        return tuple(value)
+
     def choice(self, key: str, default: str, allowed: Sequence[str]) -> str:
         value = self.text(key, default)
         if value not in allowed:
@@ -169,8 +176,8 @@ class Table:
             raise self.wrong(key, "the 64 hexadecimal digits of a SHA-256")
         return value
 
-    def file(self, key: str) -> Path:
-        """An existing file below the recipe's folder, links resolved.
+    def file(self, key: str, *, or_folder: bool = False) -> Path:
+        """An existing file, or where that is allowed a folder, below the recipe's folder, links resolved.
 
         Confined because a recipe may come from a stranger, and a deployment copies and publishes what it names.
         """
@@ -185,7 +192,7 @@ class Table:
             raise RecipeError(f"{self.path}: {self.name(key)!r} names {value}, which no file can be", fix=fix) from None
         if not found.is_relative_to(folder):
             raise RecipeError(f"{self.path}: {self.name(key)!r} leads outside the recipe's folder ({value})", fix=fix)
-        if not is_input(found):
+        if not is_input(found) and not (or_folder and found.is_dir()):
             raise RecipeError(f"{self.path}: {self.name(key)!r} names {value}, which is not there", fix=f"put it into {folder}")
         note_read(found)
         return found

@@ -89,9 +89,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """Data that ranges for int8 and fp8 are taken from: an .npz (never unpickled) with raw inputs.
+    """Data that ranges for int8 and fp8 are taken from: an .npz (never unpickled) with raw inputs, or a folder of images.
 
-    `inputs` maps each network input to its key in the file; `samples` is how many the file has, None where that is not said.
+    `inputs` maps each network input to its key in the file, and is empty for a folder; `samples` is how many the file has,
+    None where that is not said.
     """
 
     data: Path
@@ -110,16 +111,18 @@ class ExportSettings:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """The engine that a deployment builds, where a backend is installed and `enabled` says so.
+    """The engine of a deployment.
 
-    `io` is the type of the engine's inputs and outputs, ``fp32`` or ``fp16``; `backend` is ``tensorrt``, ``tensorrt-rtx``,
-    or '' for what is installed.
+    `enabled` is True where the recipe asks for one, False where it wants none, and None where it says nothing: then there
+    is one where a backend can build it. `io` is the type of the engine's inputs and outputs, ``fp32`` or ``fp16``;
+    `backend` is ``tensorrt``, ``tensorrt-rtx``, or '' for what is installed; `keep_fp32` names nodes that stay in fp32.
     """
 
-    enabled: bool = True
+    enabled: bool | None = None
     precision: Precision = Precision.FP16
     io: Literal["fp32", "fp16"] = "fp32"
     backend: str = ""
+    keep_fp32: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def _preprocessing(steps: Preprocessing) -> dict[str, Any]:
 def _data(recipe: Recipe, described: Evaluation | CalibrationData) -> dict[str, Any]:
     entry: dict[str, Any] = {"data": described.data.relative_to(recipe.folder).as_posix(), "sha256": described.sha256}
     entry |= {"inputs": dict(described.inputs), "samples": described.samples}
-    return {key: value for key, value in entry.items() if value not in ("", None)}
+    return {key: value for key, value in entry.items() if value not in ("", None, {})}
 
 
 def _evaluation(recipe: Recipe, evaluation: Evaluation) -> dict[str, Any]:
@@ -88,5 +88,6 @@ def _evaluation(recipe: Recipe, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _engine(settings: EngineSettings) -> dict[str, Any]:
-    entry = {"enabled": settings.enabled, "precision": str(settings.precision), "io": settings.io, "backend": settings.backend}
-    return {key: value for key, value in entry.items() if value != ""}
+    entry: dict[str, Any] = {"enabled": settings.enabled is not False, "precision": str(settings.precision), "io": settings.io}
+    entry |= {"backend": settings.backend, "keep_fp32": list(settings.keep_fp32)}
+    return {key: value for key, value in entry.items() if value not in ("", [])}

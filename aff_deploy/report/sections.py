@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from aff_deploy.report.html import Html, facts, join, table, tag, verdict
+from aff_deploy.report.verdicts import FAILED, NOT_RUN, PASSED, headline, judge, share
+from aff_deploy.spec import write_shape
 
 SITE_COLUMNS = ("name", "kind", "channels", "inter_channels", "scale", "activation", "context")
 
@@ -31,24 +33,39 @@ def plural(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
+COLOURS = {PASSED: "good", NOT_RUN: "open", FAILED: "bad"}
+
+
 def header(manifest: Mapping[str, Any]) -> Html:
     """Name, verdict and the numbers that one looks for first."""
-    validation, evaluation, nodes = manifest["validation"], manifest["evaluation"], manifest["nodes"]
-    passed = validation["passed"]
-    words = "the optimised file computes what PyTorch computes" if passed else "the optimised file differs from PyTorch"
+    evaluation, nodes, verdicts = manifest["evaluation"], manifest["nodes"], judge(manifest)
+    state, words = headline(verdicts)
     cards = [(len(manifest["fusions"]), "attention sites fused"), (f"{nodes['before']} to {nodes['after']}", "operators")]
-    ratios = [o["max_abs"] / o["scale"] for o in validation["outputs"] if o["max_abs"] is not None and o["scale"]]
-    if ratios:
-        cards.append((f"{max(ratios):.1e}", "largest difference, relative to the output's scale"))
+    cards += [
+        (share(verdict.difference), f"of the output's scale: largest difference from PyTorch of {verdict.file}")
+        for verdict in verdicts
+        if verdict.difference is not None
+    ]
     if evaluation is not None:
-        cards.append((f"{evaluation['same_answers']} of {evaluation['samples']}", "same answers as PyTorch"))
+        cards.append((f"{evaluation['same_answers']} of {evaluation['samples']}", "same answers of the ONNX file as PyTorch"))
         if evaluation["accuracy"]["file"] is not None:
-            cards.append((percent(evaluation["accuracy"]["file"]), "accuracy of the file"))
+            cards.append((percent(evaluation["accuracy"]["file"]), "accuracy of the ONNX file"))
+    rows: list[tuple[object, ...]] = [
+        (
+            code(v.file),
+            tag("span", v.state, class_=COLOURS[v.state]),
+            f"{v.words}." + (f" Not run: {v.why_not_run}." if v.why_not_run else ""),
+        )
+        for v in verdicts
+    ]
+    if not manifest["engine"]["built"]:
+        rows.append(("engine", tag("span", "none", class_="soft"), f"{manifest['engine']['why']}."))
     return tag(
         "header",
         tag("h1", manifest["name"]),
         tag("p", manifest["description"] or "Deployment report", class_="soft"),
-        tag("div", f"{'Passed' if passed else 'FAILED'}: {words}.", class_=f"verdict {'good' if passed else 'bad'}"),
+        tag("div", words, class_=f"verdict {COLOURS[state]}"),
+        table(["File", "Verdict", ""], rows),
         tag("div", *(tag("div", tag("b", value), tag("span", label), class_="card") for value, label in cards), class_="cards"),
     )
 
@@ -66,7 +83,7 @@ def origin(manifest: Mapping[str, Any]) -> Html:
         ("Weights", weights),
     ]
     for kind in ("inputs", "outputs"):
-        values = (code(f"{v['name']} {'x'.join(map(str, v['shape']))} {v['dtype']}") for v in manifest[kind])
+        values = (code(f"{v['name']} {write_shape(v['shape'])} {v['dtype']}") for v in manifest[kind])
         pairs.append((kind.capitalize(), join(values, "<br>")))
     export = network["export"]
     pairs.append(("Export", f"{export['exporter']} exporter, opset {export['opset']}"))
@@ -92,7 +109,7 @@ def fusions(manifest: Mapping[str, Any]) -> Html:
             "p",
             f"{plural(len(sites), 'site')}: {kinds}. In the file each is one call (an iAFF two) of a function such as ",
             code("AttentionalFusion"),
-            ", whose body is standard ONNX, so that any runtime executes it.",
+            ", whose body is standard ONNX, for runtimes that read local functions: ONNX Runtime does, OpenVINO does not.",
         ),
         table(["Site", "Kind", "Channels", "Inner", "Scale", "Activation", "Attends to", "Branches"], rows, numbers=(2, 3, 4)),
     )
@@ -152,7 +169,8 @@ def parity(manifest: Mapping[str, Any]) -> Html:
     parts: list[object] = [table(heads, rows, numbers=range(1, 7))]
     parts += [tag("p", o["detail"], class_="bad") for o in validation["outputs"] if o["detail"] and not o["passed"]]
     if validation["checks"]:
-        checks = [(c["name"], verdict(c["passed"]), c["detail"]) for c in validation["checks"]]
+        skipped = tag("span", "not checked", class_="soft")
+        checks = [(c["name"], skipped if c.get("skipped") else verdict(c["passed"]), c["detail"]) for c in validation["checks"]]
         parts.append(table(["Property", "Verdict", ""], checks))
     kinds = {"evaluation": "samples of evaluation data", "seeded": "samples drawn from a seed"}
     sources = " and ".join(f"{s['samples']} {kinds.get(s['kind'], s['kind'])}" for s in validation["sources"])
@@ -190,7 +208,7 @@ def engine(manifest: Mapping[str, Any]) -> Html:
     """The engine: what was asked for, what was read back from it, and what was compared."""
     found = manifest["engine"]
     if not found["built"]:
-        return section("Engine", tag("p", f"Not built: {found['why']}."))
+        return section("Engine", tag("p", f"No engine: {found['why']}."))
     proof = found["precision"]["proof"]
     profiles = [
         f"{name} {', '.join('x'.join(map(str, profile[bound][name])) for bound in ('min', 'opt', 'max'))}"

@@ -2,10 +2,11 @@
 
 CSS = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1b2028; --soft: #5a6472; --line: #dde1e7;
-  --accent: #2557c7; --bar: #b9cbf3; --good: #146c3f; --good-bg: #e3f4ea; --bad: #a3201d; --bad-bg: #fce8e7; }
+  --accent: #2557c7; --bar: #b9cbf3; --good: #146c3f; --good-bg: #e3f4ea; --bad: #a3201d; --bad-bg: #fce8e7;
+  --open: #7a4d00; --open-bg: #fdf1d8; }
 @media (prefers-color-scheme: dark) { :root { --page: #13161b; --card: #1b1f26; --ink: #e4e8ee; --soft: #9aa5b4;
   --line: #303742; --accent: #8fb1ff; --bar: #34496f; --good: #7fdca6; --good-bg: #17352a; --bad: #ff9c96;
-  --bad-bg: #431f20; } }
+  --bad-bg: #431f20; --open: #f2c66d; --open-bg: #3b2d10; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, "Segoe UI", Roboto, sans-serif; }
 main { max-width: 62rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
@@ -16,8 +17,9 @@ p { margin: 0 0 .75rem; } p:last-child { margin-bottom: 0; }
 header .soft { margin-bottom: 1.25rem; max-width: 48rem; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1.25rem; margin-top: 1.25rem; }
 .verdict { border-radius: .6rem; padding: .8rem 1.1rem; font-weight: 600; }
-.verdict.good { background: var(--good-bg); } .verdict.bad { background: var(--bad-bg); }
-.good { color: var(--good); } .bad { color: var(--bad); font-weight: 700; }
+.verdict.good { background: var(--good-bg); } .verdict.open { background: var(--open-bg); }
+.verdict.bad { background: var(--bad-bg); }
+.good { color: var(--good); } .open { color: var(--open); font-weight: 700; } .bad { color: var(--bad); font-weight: 700; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .9rem; margin-top: 1.25rem; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .9rem 1.1rem; }
 .card b { display: block; font-size: 1.45rem; line-height: 1.3; font-weight: 650; font-variant-numeric: tabular-nums; }

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aff_deploy.errors import DataError
-from aff_deploy.spec import TensorSpec
+from aff_deploy.spec import TensorSpec, write_shape
 
 Array: TypeAlias = "npt.NDArray[Any]"
 Feeds: TypeAlias = "Mapping[str, Array]"
@@ -47,8 +47,8 @@ class Runner(Protocol):
 
 
 def shape_text(shape: Sequence[int | str]) -> str:
-    """``1x3x224x224``; a scalar's shape is ``scalar``."""
-    return "x".join(str(d) for d in shape) or "scalar"
+    """``1x3x224x224``, as `TensorSpec.parse` reads it; a scalar's shape is ``scalar``."""
+    return write_shape(shape) or "scalar"
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:

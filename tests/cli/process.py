@@ -61,10 +61,13 @@ def run_all(folder: Path, lines: Sequence[Sequence[str]]) -> list[subprocess.Com
 
 
 def error_line(ran: subprocess.CompletedProcess[str], code: int) -> str:
-    """The one line of a failed command, which has no traceback and left stdout empty."""
+    """The one line of a failed command, which has no traceback and left stdout empty, or with one document for --json."""
     assert ran.returncode == code, ran.stderr
     assert "Traceback" not in ran.stderr
-    assert ran.stdout == ""
+    if "--json" in ran.args:
+        assert json.loads(ran.stdout)["error"]["exit"] == code
+    else:
+        assert ran.stdout == ""
     lines = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, ran.stderr
     assert ran.stderr.splitlines()[-1] == lines[0]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
+from aff_deploy.cli import main
 from tests.cli.process import Run, error_line
+from tests.networks import RECIPE, write_network
 from tests.passes.attention import Attention
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
@@ -87,7 +90,6 @@ def test_int8_needs_data_and_takes_an_npz(run: Run, model: Path, tmp_path: Path)
         (["--weights", "w.pt"], "--weights goes with a network"),
         (["--input", "x:1x8x5x6"], "--input and --dynamic go with a network"),
         (["--min-shapes", "z:1x8x5x6"], "--min-shapes names no input 'z'"),
-        ([], "is dynamic and nothing says for which shapes to build"),
         (["--backend", "openvino"], "--backend"),
     ],
 )
@@ -101,6 +103,48 @@ def test_a_backend_that_is_not_here_is_exit_4(run: Run, model: Path) -> None:
 
 
 def test_a_node_that_is_not_there_cannot_be_kept_wide(run: Run, model: Path) -> None:
-    ran = run("build-engine", "m.onnx", "-o", "m.engine", "--fp16", "--keep-wide", "nobody", *SHAPES)
+    ran = run("build-engine", "m.onnx", "-o", "m.engine", "--fp16", "--keep-fp32", "nobody", *SHAPES)
     assert "nobody" in error_line(ran, ran.returncode)
     assert ran.returncode in (2, 3)
+
+
+def built(folder: Path, table: str, *words: str, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    """The JSON document of ``build-engine`` of a recipe that ends in `table`."""
+    shapeless = "\n".join(line for line in RECIPE.splitlines() if not line.startswith(("min =", "opt =", "max =")))
+    write_network(folder / "net", f"{shapeless}\n{table}")
+    with pytest.raises(SystemExit) as ended:
+        main(["build-engine", str(folder / "net"), "-o", str(folder / "m.engine"), "--json", *words])
+    document: dict[str, object] = json.loads(capsys.readouterr().out)
+    return {"exit": ended.value.code, **document}
+
+
+ENGINE = '[engine]\nprecision = "bf16"\nio = "fp16"\nbackend = "tensorrt-rtx"\nkeep_fp32 = ["node_conv2d"]\n'
+
+
+def test_a_recipe_says_what_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts: dict[str, Any] = built(tmp_path, ENGINE, capsys=capsys)
+    assert (facts["exit"], facts["precision"]["asked"], facts["typed"]["io"]) == (0, "bf16", "fp16")
+    assert facts["typed"]["kept_wide"][0]["name"] == "node_conv2d"
+    assert facts["profiles"][0]["max"] == {"image": [32, 4, 6, 6]}
+    assert facts["default_profiles"] is True
+
+
+def test_the_command_line_goes_before_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts: dict[str, Any] = built(
+        *(tmp_path, ENGINE, "--fp16", "--io", "fp32", "--keep-fp32", "node_conv2d_1", "--opt-shapes", "image:2x4x6x6"),
+        capsys=capsys,
+    )
+    assert (facts["precision"]["asked"], facts["typed"]["io"], facts["default_profiles"]) == ("fp16", "fp32", False)
+    assert facts["typed"]["kept_wide"][0]["name"] == "node_conv2d_1"
+    assert facts["profiles"][0]["max"] == {"image": [2, 4, 6, 6]}
+
+
+def test_a_recipe_that_asks_for_no_engine_gives_an_fp32_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts: dict[str, Any] = built(tmp_path, "", capsys=capsys)
+    assert (facts["exit"], facts["precision"]["asked"]) == (0, "fp32")
+
+
+def test_int8_of_a_recipe_without_data_is_told_the_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts: dict[str, Any] = built(tmp_path, '[engine]\nprecision = "int8"\n', capsys=capsys)
+    assert facts["exit"] == facts["error"]["exit"] == 3
+    assert "--calib" in facts["error"]["fix"]

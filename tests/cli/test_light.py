@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -56,3 +57,23 @@ def test_doctor(run: Run) -> None:
     assert found["commands"]["validate, deploy"] is True
     assert "CPUExecutionProvider" in found["providers"]
     assert "onnx-graphsurgeon" in run("doctor").stdout
+
+
+def test_the_shell_completes_commands_options_and_recipes() -> None:
+    def completed(words: str, place: int) -> list[str]:
+        code = "import sys\nfrom aff_deploy.cli import main\ntry:\n    main([])\nfinally:\n    print('MODULES', *sys.modules)"
+        environment = {**os.environ, "_AFF_DEPLOY_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(place)}
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+        text, _, modules = ran.stdout.partition("MODULES ")
+        assert HEAVY & set(modules.split()) == set()
+        return text.split()
+
+    assert completed("aff-deploy vali", 1) == ["validate"]
+    assert completed("aff-deploy deploy aff_resnet_d", 2) == ["aff_resnet_digits"]
+    assert completed("aff-deploy build-engine --keep-f", 2) == ["--keep-fp32"]
+
+
+def test_no_words_list_the_recipes(run: Run) -> None:
+    assert "iaff_resnet_digits" in run().stdout
+    assert "iaff_resnet_digits" in error_line(run("deploy"), 2)
+    assert "GPUs" in run("doctor").stdout

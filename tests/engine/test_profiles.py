@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from aff_deploy.engine.profiles import check_profiles, parse_shapes, profiles_from_options
+from aff_deploy.engine.profiles import (
+    check_profiles,
+    default_profiles,
+    parse_shapes,
+    profiles_from_options,
+    suggest_keys,
+)
 from aff_deploy.errors import UsageError
 from aff_deploy.spec import ShapeProfile, TensorSpec
 
@@ -92,3 +98,48 @@ def test_profiles_made_in_python_may_leave_out_bounds_but_name_no_others() -> No
     assert profile.min == profile.max == {"image": (4, 3, 8, 8)}
     with pytest.raises(UsageError, match="'picture', which is no input"):
         check_profiles([IMAGE], [ShapeProfile({}, {"image": (4, 3, 8, 8), "picture": (1,)}, {})])
+
+
+BATCHES = [{"image": (batch, 3, 8, 8), "fixed": (1, 4)} for batch in (1, 8, 32)]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        ([IMAGE, FIXED], BATCHES),
+        ([TensorSpec("image", ("batch", 3, 8, 8), example=(4, 3, 8, 8))], [{"image": (n, 3, 8, 8)} for n in (1, 4, 32)]),
+        ([TensorSpec("image", ("batch", 3, 8, 8), example=(64, 3, 8, 8))], [{"image": (n, 3, 8, 8)} for n in (1, 64, 64)]),
+        ([TensorSpec("a", ("n", 2)), TensorSpec("b", ("n",))], [{"a": (n, 2), "b": (n,)} for n in (1, 8, 32)]),
+        ([TensorSpec("a", ("n", 2)), TensorSpec("b", ("m", 2))], None),
+        ([TensorSpec("a", ("n", 3, "h", 8))], None),
+        ([TensorSpec("a", (1, 3, "h", 8))], None),
+        ([TensorSpec("a", ("n", "n"))], None),
+        ([FIXED], None),
+    ],
+)
+def test_a_lone_dynamic_batch_has_a_default(
+    inputs: list[TensorSpec], expected: list[dict[str, tuple[int, ...]]] | None
+) -> None:
+    if expected is None:
+        assert default_profiles(inputs) == ()
+    else:
+        (profile,) = default_profiles(inputs)
+        assert [profile.min, profile.opt, profile.max] == expected
+        assert check_profiles(inputs, [profile]) == (profile,)
+
+
+def test_what_to_add_is_told_in_the_words_of_who_asks() -> None:
+    free = TensorSpec("mask", (1, 3, "h", "w"))
+    with pytest.raises(UsageError) as caught:
+        check_profiles([free], (), suggest=suggest_keys)
+    assert caught.value.fix == (
+        "add to [[inputs]] 'mask' the lines min = [1, 3, 64, 64] / opt = [1, 3, 64, 64] / max = [1, 3, 64, 64]"
+    )
+    given = profiles_from_options([IMAGE, free], shapes("image:1x3x8x8"), shapes("image:2x3x8x8"), shapes("image:4x3x8x8"))
+    with pytest.raises(UsageError) as caught:
+        check_profiles([IMAGE, free], given)
+    assert caught.value.fix == "add --min-shapes mask:1x3x64x64 --opt-shapes mask:1x3x64x64 --max-shapes mask:1x3x64x64"
+
+
+def test_names_with_commas_and_colons_are_read() -> None:
+    assert parse_shapes("--opt-shapes", ["a,b:1x2,c:0:3"]) == ({"a,b": (1, 2), "c:0": (3,)},)

@@ -174,7 +174,7 @@ def test_inside_a_fusion_the_call_stays_wide() -> None:
 
 def test_wide_and_narrow_calls_share_a_function() -> None:
     model, batches, _ = digits("aff_resnet_digits")
-    result = typed(model, batches[0], keep_wide=["stages.1.0.fusion"])
+    result = typed(model, batches[0], keep_fp32=["stages.1.0.fusion"])
     assert wide(result)["stages.1.0.fusion"] == "asked for"
     expected, actual = run_ort(model, batches[0])[0], computed(result, batches[0])["output"]
     assert np.max(np.abs(expected - actual)) <= 5e-3 * np.max(np.abs(expected))
@@ -228,7 +228,7 @@ def test_a_weight_that_wide_and_narrow_nodes_share_is_kept_twice() -> None:
         w=np.array([0.1, 1e-3]),
     )
     model.graph.node[0].name = "first"
-    result = typed(model, {"x": np.ones(2, np.float32)}, keep_wide=["first"])
+    result = typed(model, {"x": np.ones(2, np.float32)}, keep_fp32=["first"])
     stored = {tensor.name: tensor for tensor in result.model.graph.initializer}
     assert {name: tensor.data_type for name, tensor in stored.items()} == {
         "w": TensorProto.FLOAT16,
@@ -390,7 +390,7 @@ def test_nothing_in_float32() -> None:
 
 def test_an_unknown_node_to_keep_wide() -> None:
     with pytest.raises(UsageError, match=r"no node of the model is called 'Relu_d'; did you mean 'Relu_c'\?"):
-        typed(hot(10), {"x": np.ones((1, 4), np.float32)}, keep_wide=["Relu_d"])
+        typed(hot(10), {"x": np.ones((1, 4), np.float32)}, keep_fp32=["Relu_d"])
 
 
 def test_other_ends() -> None:

@@ -141,12 +141,12 @@ def test_other_readers_of_a_quantised_tensor_get_the_tensor_itself() -> None:
 
 
 def test_layers_may_stay_wide() -> None:
-    quantised = quantize(model_of(NET), Precision.INT8, [BATCH], keep_wide=["second"])
+    quantised = quantize(model_of(NET), Precision.INT8, [BATCH], keep_fp32=["second"])
     assert sorted(weights_of(quantised)) == ["first", "last"]
     with pytest.raises(UsageError, match="no node 'secnd' to keep wide; did you mean 'second'"):
-        quantize(model_of(NET), Precision.INT8, [BATCH], keep_wide=["secnd"])
+        quantize(model_of(NET), Precision.INT8, [BATCH], keep_fp32=["secnd"])
     with pytest.raises(ModelError, match="nothing in the model can be quantised"):
-        quantize(model_of(NET), Precision.INT8, [BATCH], keep_wide=["first", "second", "last"])
+        quantize(model_of(NET), Precision.INT8, [BATCH], keep_fp32=["first", "second", "last"])
 
 
 SHARED = (

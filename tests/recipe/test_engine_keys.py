@@ -86,7 +86,7 @@ def test_every_key_is_read(full: Path) -> None:
 def test_defaults(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, SMALL))
     assert recipe.calibration is recipe.checked_calibration() is None
-    assert recipe.engine == EngineSettings(enabled=True, precision=Precision.FP16, io="fp32", backend="")
+    assert recipe.engine == EngineSettings(enabled=None, precision=Precision.FP16, io="fp32", backend="", keep_fp32=())
     assert (recipe.preprocessing.resize, recipe.preprocessing.crop, recipe.profiles) == (0, (), ())
     assert recipe.profile is not None
     assert recipe.engine_profiles == (recipe.profile,)
@@ -96,9 +96,20 @@ def test_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [MORE, "", "[engine]\nprecision = 'fp8'", "[preprocessing]\ncrop = 7", "[preprocessing]\nscale = 0"]
+    "more",
+    [
+        MORE,
+        "",
+        "[engine]",
+        "[engine]\nkeep_fp32 = ['a', 'b']",
+        "[calibration]\ndata = 'pictures'",
+        "[engine]\nprecision = 'fp8'",
+        "[preprocessing]\ncrop = 7",
+        "[preprocessing]\nscale = 0",
+    ],
 )
 def test_dump_reads_back_equal(more: str, full: Path) -> None:
+    (full.parent / "pictures").mkdir()
     recipe = load_recipe(write(full.parent, SMALL + more.format(hash=sha256(full.parent / "calibration.npz"))))
     assert load_recipe(write(full.parent, dump_recipe(recipe))) == recipe
 
@@ -148,6 +159,17 @@ MISTAKES = {
     "engine precision": ("[engine]\nprecision = 'fp17'", ["'engine.precision'", "fp32, fp16, bf16, int8, fp8"]),
     "engine io": ("[engine]\nio = 'int8'", ["'engine.io'", "fp32, fp16"]),
     "engine backend": ("[engine]\nbackend = 'trt'", ["'engine.backend'", "tensorrt, tensorrt-rtx"]),
+    "engine keep_fp32": ("[engine]\nkeep_fp32 = 'a'", ["'engine.keep_fp32'", "an array of strings"]),
+    "engine keep_fp32 numbers": ("[engine]\nkeep_fp32 = ['a', 3]", ["'engine.keep_fp32'", "an array of strings"]),
+    "engine keep_fp32 empty name": ("[engine]\nkeep_fp32 = ['']", ["'engine.keep_fp32'", "an array of strings"]),
+    "calibration folder missing": ("[calibration]\ndata = 'pictures'", ["'calibration.data'", "not there"]),
+    "calibration folder hash": (
+        f"[calibration]\ndata = '.'\nsha256 = '{'0' * 64}'",
+        ["'calibration.sha256'", "folder of images"],
+    ),
+    "calibration folder samples": ("[calibration]\ndata = '.'\nsamples = 4", ["'calibration.samples'", "folder of images"]),
+    "min alone": ("[[inputs]]\nname = 'b'\nshape = ['n', 2]\nmin = [1, 2]", ["'inputs[2].opt' is missing"]),
+    "shapes of one input alone": ("[[inputs]]\nname = 'b'\nshape = ['n', 2]", ["'inputs[2].min' is missing"]),
     "engine backend empty": ("[engine]\nbackend = ''", ["'engine.backend'"]),
     "resize zero": ("[preprocessing]\nresize = 0", ["'preprocessing.resize'"]),
     "resize text": ("[preprocessing]\nresize = '256'", ["'preprocessing.resize'", "integer"]),

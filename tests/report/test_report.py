@@ -116,8 +116,8 @@ def test_what_a_person_looks_for_is_there() -> None:
     page = Page(render_report(MANIFEST))
     assert page.open == []
     for part in (
-        *("some_net", "A network.", "Passed: the optimised file computes what PyTorch computes."),
-        *("123 to 33", "359 of 360", "98.89 %", "99.17 %", "357 of 360", "2.0e-07"),
+        *("some_net", "A network.", "Not proven to the end: model.engine was built and checked, but not run here."),
+        *("123 to 33", "359 of 360", "98.89 %", "99.17 %", "357 of 360", "2.0e-07", "7.8e-04"),
         *("pkg.nets:build(num_classes=10)", "1,234,567", "batchx1x8x8", HASH, HASH[::-1]),
         *("stages.0.fusion", "iaff", "one global branch for both", "sigmoid_9", "the global branch is not pooled"),
         *("fold_batchnorm", "42", "12 ms", "3.25e-06", "131.2", "permuted rows", "passed"),
@@ -155,7 +155,7 @@ def test_failure_and_its_detail_are_in_words() -> None:
     manifest["validation"]["passed"] = False
     manifest["validation"]["outputs"][0] |= {"passed": False, "detail": "output 'logits' is off at [0, 3]", "max_abs": None}
     page = Page(render_report(manifest))
-    assert "FAILED: the optimised file differs from PyTorch." in page.text
+    assert "FAILED: model.onnx computes something else than PyTorch." in page.text
     assert "off at [0, 3]" in page.text
 
 
@@ -165,7 +165,7 @@ def test_what_was_not_measured_is_said_to_be_so() -> None:
     manifest["network"]["weights"] = None
     page = Page(render_report(manifest))
     for part in (
-        *("no evaluation data", "Not built: no backend is here."),
+        *("no evaluation data", "No engine: no backend is here."),
         "no attentional feature fusion was recognised",
         "code made them",
         "reduced exactly",

@@ -1,0 +1,29 @@
+"""The README as tests read it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+_VARIES = re.compile(r"[-+]?\d+(?:\.\d+)*(?:e[-+]?\d+)?| +")
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of a language, in order; of none for ''."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    return [text for name, text in fenced if name == language]
+
+
+def commands() -> list[list[str]]:
+    """The ``aff-deploy`` command lines of the README, without their comments."""
+    text = "\n".join(blocks("console")).replace("\\\n", " ")
+    lines = (line.removeprefix("$ ").partition("#")[0].split() for line in text.splitlines())
+    return [words[1:] for words in lines if words and words[0] == "aff-deploy"]
+
+
+def structure(lines: Sequence[str]) -> list[str]:
+    """Lines with every number and width as a mark: what stays the same from run to run."""
+    return [_VARIES.sub("~", line.strip()) for line in lines if line.strip()]
