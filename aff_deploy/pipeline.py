@@ -24,12 +24,11 @@ from aff_deploy.onnx_file import save_onnx
 from aff_deploy.passes import inspect_model, optimize
 from aff_deploy.recipe import Evaluation, Recipe, dump_recipe
 from aff_deploy.report import render_report
-from aff_deploy.runtimes.feeds import load_npz_feeds, seeded_feeds
+from aff_deploy.runtimes.feeds import free_sizes, load_npz_feeds, seeded_feeds
 from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from aff_deploy.runtimes.pytorch import PyTorchRunner
 from aff_deploy.spec import Precision
 from aff_deploy.validate import ValidationReport, validate
-from aff_deploy.verify import free_sizes
 
 if TYPE_CHECKING:
     from onnx import ModelProto

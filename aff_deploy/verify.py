@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from aff_deploy.errors import CheckFailed
-from aff_deploy.runtimes.feeds import seeded_feeds
+from aff_deploy.runtimes.feeds import free_sizes, seeded_feeds
 from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from aff_deploy.spec import TOLERANCES, Precision, TensorSpec
 from aff_deploy.validate import validate
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     import onnx
 
     from aff_deploy.runtimes import Array
-
-FREE_SIZE = 64
-"""Size of a dynamic dimension of which nothing is known; networks divide it by 2 up to six times."""
 
 
 def precision_of(model: onnx.ModelProto) -> Precision:
@@ -33,11 +30,6 @@ def precision_of(model: onnx.ModelProto) -> Precision:
     if TensorProto.BFLOAT16 in types:
         return Precision.BF16
     return Precision.FP16 if TensorProto.FLOAT16 in types else Precision.FP32
-
-
-def free_sizes(inputs: Sequence[TensorSpec]) -> dict[str, int]:
-    """A size for each dynamic dimension after the first axis, by name, for data drawn without an example."""
-    return {dim: FREE_SIZE for spec in inputs if spec.example is None for dim in spec.shape[1:] if isinstance(dim, str)}
 
 
 def seeded_batches(inputs: Sequence[TensorSpec], *, samples: int = 4) -> Sequence[Mapping[str, Array]]:

@@ -14,10 +14,9 @@ from torch import nn
 
 from aff_deploy.errors import NetworkError, UsageError
 from aff_deploy.runtimes import Array
-from aff_deploy.runtimes.feeds import seeded_feeds
+from aff_deploy.runtimes.feeds import free_sizes, seeded_feeds
 from aff_deploy.runtimes.pytorch import device_of, flatten_outputs, output_names, run_forward, tensors_of
 from aff_deploy.spec import TensorSpec
-from aff_deploy.verify import free_sizes
 
 BATCH = 2
 """Rows to trace with: the smallest number that no exporter takes for a constant."""

@@ -8,18 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aff_deploy.errors import RecipeError
+from aff_deploy.errors import RecipeError, UsageError
 from aff_deploy.recipe.tables import Table, read_toml
 from aff_deploy.recipe.values import (
     CalibrationData,
-    Distribution,
     EngineSettings,
     Evaluation,
     ExportSettings,
     Preprocessing,
     Recipe,
 )
-from aff_deploy.spec import DTYPES, MAX_ELEMENTS, TOLERANCES, Dim, Precision, ShapeProfile, TensorSpec, Tolerance
+from aff_deploy.spec import DTYPES, MAX_ELEMENTS, TOLERANCES, Dim, Distribution, Precision, ShapeProfile, TensorSpec, Tolerance
 
 RECIPE_FILE = "recipe.toml"
 LAYOUTS = ("as-is", "channels-last")
@@ -49,7 +48,7 @@ def load_recipe(path: Path) -> Recipe:
     weights = top.table("weights", ("file", "sha256", "key"))
     if weights.values:
         weights.require("file")
-    inputs, distributions, profile = _read_inputs(top)
+    inputs, profile = _read_inputs(top)
     export = top.table("export", ("opset", "exporter"))
     serving = top.table("serving", ("max_batch_size",))
     return Recipe(
@@ -63,7 +62,6 @@ def load_recipe(path: Path) -> Recipe:
         weights_sha256=weights.sha256("sha256"),
         weights_key=weights.text("key"),
         preprocessing=_read_preprocessing(top),
-        distributions=distributions,
         profile=profile,
         tolerance=_read_tolerance(top),
         evaluation=_read_evaluation(top, inputs),
@@ -95,9 +93,8 @@ def _read_arguments(top: Table) -> Mapping[str, Any]:
     return value
 
 
-def _read_inputs(top: Table) -> tuple[tuple[TensorSpec, ...], dict[str, Distribution], ShapeProfile | None]:
+def _read_inputs(top: Table) -> tuple[tuple[TensorSpec, ...], ShapeProfile | None]:
     specs: list[TensorSpec] = []
-    distributions: dict[str, Distribution] = {}
     ranges: dict[str, dict[str, tuple[int, ...]]] = {bound: {} for bound in BOUNDS}
     for table in top.tables("inputs", ("name", "shape", "dtype", "min", "opt", "max", "distribution")):
         table.require("name", "shape")
@@ -111,16 +108,19 @@ def _read_inputs(top: Table) -> tuple[tuple[TensorSpec, ...], dict[str, Distribu
         _check_order(table, shape, {bound: sizes[name] for bound, sizes in ranges.items() if name in sizes})
         # Without one, whoever needs sizes chooses them.
         example = ranges["opt"].get(name)
-        specs.append(TensorSpec(name, shape, table.choice("dtype", "float32", DTYPES), example))
-        if "distribution" in table:
-            distributions[name] = _read_distribution(table)
+        dtype = table.choice("dtype", "float32", DTYPES)
+        drawn = _read_distribution(table) if "distribution" in table else None
+        try:
+            specs.append(TensorSpec(name, shape, dtype, example, drawn))
+        except UsageError as error:
+            raise RecipeError(f"{top.path}: {error.message}", fix=error.fix) from None
     if not specs:
         raise RecipeError(f"{top.path}: 'inputs' is empty", fix="describe each input in a table [[inputs]]")
     complete = all(name in sizes for sizes in ranges.values() for name in (s.name for s in specs if s.is_dynamic))
     if not any(spec.is_dynamic for spec in specs) or not complete:
-        return tuple(specs), distributions, None
+        return tuple(specs), None
     full = {bound: {s.name: sizes.get(s.name) or s.concrete() for s in specs} for bound, sizes in ranges.items()}
-    return tuple(specs), distributions, ShapeProfile(full["min"], full["opt"], full["max"])
+    return tuple(specs), ShapeProfile(full["min"], full["opt"], full["max"])
 
 
 def _read_shape(table: Table) -> tuple[Dim, ...]:
