@@ -37,22 +37,25 @@ def seeded_batches(inputs: Sequence[TensorSpec], *, samples: int = 4) -> Sequenc
     return seeded_feeds(inputs, samples=samples, sizes=free_sizes(inputs))
 
 
-def pass_verifier(model: onnx.ModelProto) -> Callable[[str, onnx.ModelProto], None]:
+def pass_verifier(
+    model: onnx.ModelProto, batches: Sequence[Mapping[str, Array]] | None = None
+) -> Callable[[str, onnx.ModelProto], None]:
     """An ``after_pass`` for `aff_deploy.passes.optimize` that holds each result against `model` on ONNX Runtime.
 
     Args:
         model: what the passes start from; loaded into a session now, so it may change afterwards.
+        batches: data to compare on, by input name; by default seeded.
 
     Raises:
         CheckFailed: from the returned function, naming the pass, the output and the distance.
     """
     reference = OnnxRuntimeRunner(model)
     tolerance = TOLERANCES[precision_of(model)]
-    batches = seeded_batches(reference.inputs)
+    compared_on = seeded_batches(reference.inputs) if batches is None else batches
 
     def after_pass(name: str, rewritten: onnx.ModelProto) -> None:
         with OnnxRuntimeRunner(rewritten) as candidate:
-            report = validate(reference, candidate, batches, tolerance, metamorphic=False)
+            report = validate(reference, candidate, compared_on, tolerance, metamorphic=False)
         if not report.passed:
             raise CheckFailed(
                 f"pass {name!r} changed what the model computes: {report.failures[0]}",

@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aff_deploy.errors import UsageError
-from aff_deploy.spec import DTYPES, MAX_ELEMENTS, TOLERANCES, Distribution, Precision, TensorSpec, apply_dynamic, apply_ranges, parse_dynamic
+from aff_deploy.spec import (
+    DTYPES,
+    MAX_ELEMENTS,
+    TOLERANCES,
+    Distribution,
+    Precision,
+    TensorSpec,
+    apply_dynamic,
+    apply_ranges,
+    parse_dynamic,
+)
 
 
 @given(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,13 +17,20 @@ from aff_deploy.cli.options import (
     UNTRAINED,
     Arguments,
     Atol,
+    DataPath,
     Given,
+    GivenData,
     Json,
     Key,
+    Mean,
     MinCosine,
+    Ranges,
     Rtol,
+    Scale,
+    Std,
     Weights,
     read_arguments,
+    read_data_options,
     tolerance_of,
 )
 from aff_deploy.errors import UsageError
@@ -104,7 +112,11 @@ def build_engine(
     dynamic: Annotated[
         list[str] | None, typer.Option("--dynamic", metavar="NAME:0=batch", help="For a network: dimensions to keep free.")
     ] = None,
-    data: Annotated[Path | None, typer.Option("--data", metavar="DATA.npz", help="Data to compare on.")] = None,
+    data: DataPath = None,
+    ranges: Ranges = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
     atol: Atol = None,
     rtol: Rtol = None,
     min_cosine: MinCosine = None,
@@ -140,6 +152,7 @@ def build_engine(
     precision = _precision({Precision.FP16: fp16, Precision.BF16: bf16, Precision.INT8: int8, Precision.FP8: fp8})
     is_file = source.endswith(".onnx")
     given = Given(weights, read_arguments(arguments), key)
+    given_data = read_data_options(data, ranges, scale, mean, std, calib=calib)
     _check_usage(is_file, against, given, inputs, dynamic)
     claim_output(output, *([Path(source)] if is_file else []))
     with Steps() as step, working(), contextlib.ExitStack() as stack:
@@ -175,7 +188,7 @@ def build_engine(
         if is_file:
             model, origin, reference, recipe = _of_file(Path(source), against, given)
         else:
-            model, origin, reference, recipe = _of_network(source, given, inputs or (), dynamic or (), step)
+            model, origin, reference, recipe = _of_network(source, given, inputs or (), dynamic or (), given_data, step)
         stack.enter_context(reference)
         specs = tensor_specs(model.graph.input)
         profiles = profiles_from_options(specs, *bounds) or (recipe.engine_profiles if recipe is not None else ())
@@ -189,7 +202,9 @@ def build_engine(
             keep_wide=tuple(keep_wide or ()),
             keep_typed=keep_typed,
         )
-        found = engine_data(precision, reference.inputs, recipe=recipe, calib=calib, data=data)
+        usual = request.profiles[0].opt if request.profiles else {}
+        fed = [replace(spec, example=usual.get(spec.name, spec.example)) for spec in given_data.ranged(reference.inputs)]
+        found = engine_data(precision, fed, recipe=recipe, calib=calib, data=data, overrides=given_data.overrides)
         built = build(
             model,
             output,
@@ -251,7 +266,7 @@ def _of_file(path: Path, against: str | None, given: Given) -> tuple[onnx.ModelP
 
 
 def _of_network(
-    reference: str, given: Given, inputs: list[str] | tuple[()], dynamic: list[str] | tuple[()], step: Steps
+    reference: str, given: Given, inputs: list[str] | tuple[()], dynamic: list[str] | tuple[()], data: GivenData, step: Steps
 ) -> tuple[onnx.ModelProto, dict[str, Any], Runner, Recipe | None]:
     from aff_deploy.export import export_onnx
     from aff_deploy.onnx_file import model_sha256
@@ -262,7 +277,7 @@ def _of_network(
     network = given.resolve(reference, tuple(TensorSpec.parse(text) for text in inputs))
     if not network.inputs:
         raise UsageError(f"nothing says what inputs {reference} takes", fix=f"give them with --input {SHAPE}")
-    taken = apply_dynamic(network.inputs, dynamic)
+    taken = data.ranged(apply_dynamic(network.inputs, dynamic))
     settings = network.recipe.export if network.recipe is not None else ExportSettings()
     step(f"export to ONNX ({settings.exporter}, opset {settings.opset}) and compare with PyTorch")
     model = optimize(export_onnx(network.module, taken, opset=settings.opset, exporter=settings.exporter)).model

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,13 +16,19 @@ from aff_deploy.cli.options import (
     UNTRAINED,
     Arguments,
     Atol,
+    DataPath,
     Given,
     Json,
     Key,
+    Mean,
     MinCosine,
+    Ranges,
     Rtol,
+    Scale,
+    Std,
     Weights,
     read_arguments,
+    read_data_options,
     tolerance_of,
 )
 from aff_deploy.errors import UsageError
@@ -41,10 +48,11 @@ def validate(
     weights: Weights = None,
     arguments: Arguments = None,
     key: Key = None,
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", metavar="DATA.npz", help="Data to compare on; against a recipe, raw data as its evaluation's."),
-    ] = None,
+    data: DataPath = None,
+    ranges: Ranges = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
     atol: Atol = None,
     rtol: Rtol = None,
     min_cosine: MinCosine = None,
@@ -52,31 +60,32 @@ def validate(
 ) -> None:
     """Compare a file with PyTorch or another file."""
     given = Given(weights, read_arguments(arguments), key)
+    given_data = read_data_options(data, ranges, scale, mean, std)
     with Steps() as step, working(), contextlib.ExitStack() as stack:
         step("load both sides")
         from aff_deploy.onnx_file import load_onnx
+        from aff_deploy.runtimes.feeds import describe_seeded, free_sizes, seeded_feeds
         from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
-        from aff_deploy.validate import load_npz_feeds, seeded_feeds
         from aff_deploy.validate import validate as compare
-        from aff_deploy.verify import free_sizes, precision_of
+        from aff_deploy.verify import precision_of
 
         precision = precision_of(load_onnx(file))
         candidate = stack.enter_context(OnnxRuntimeRunner(file))
         reference, recipe, network = _reference(against, given, candidate)
         stack.enter_context(reference)
-        if data is None:
-            batches = seeded_feeds(reference.inputs, recipe=recipe, sizes=free_sizes(reference.inputs))
-        elif recipe is None:
-            batches = load_npz_feeds(data, reference.inputs)
+        inputs = given_data.ranged(reference.inputs)
+        loaded = given_data.load(inputs, recipe)
+        if loaded is None:
+            batches: Sequence[Mapping[str, Any]] = seeded_feeds(inputs, recipe=recipe, sizes=free_sizes(inputs))
+            words = describe_seeded(inputs)
         else:
-            keys = recipe.evaluation.inputs if recipe.evaluation is not None else None
-            batches = load_npz_feeds(data, reference.inputs, keys=keys, preprocessing=recipe.preprocessing)
-        step(f"compare on {'seeded data' if data is None else data.name}")
+            batches, words = loaded.batches, loaded.described
+        step("compare")
         report = compare(reference, candidate, batches, tolerance_of(recipe, precision, atol, rtol, min_cosine))
     if as_json:
-        print_json(report.to_dict())
+        print_json({**report.to_dict(), "data": words})
     else:
-        _print_report(report, f"{file} against {against}")
+        _print_report(report, f"{file} against {against}", words)
     if not report.passed:
         if network is not None and network.weights is None:
             print(f"  note: {UNTRAINED}", file=sys.stderr)
@@ -99,7 +108,7 @@ def _reference(against: str, given: Given, candidate: Runner) -> tuple[Runner, R
     return PyTorchRunner(network.module, network.inputs or candidate.inputs), network.recipe, network
 
 
-def _print_report(report: ValidationReport, what: str) -> None:
+def _print_report(report: ValidationReport, what: str, data: str) -> None:
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.3g}"
 
@@ -123,7 +132,7 @@ def _print_report(report: ValidationReport, what: str) -> None:
         print(f"  {failure}")
     tolerance = report.tolerance
     print(
-        f"{'passed' if report.passed else 'FAILED'}: {what}, {report.samples} samples, "
+        f"{'passed' if report.passed else 'FAILED'}: {what}, {report.samples} samples ({data}), "
         f"atol {tolerance.atol:g}, rtol {tolerance.rtol:g}, min cosine {tolerance.min_cosine:g}"
     )
 

@@ -68,9 +68,7 @@ def load_calibration(
     )
 
 
-def _from_recipe(
-    inputs: Sequence[TensorSpec], recipe: Recipe | None, limit: int, overrides: Mapping[str, Any] | None
-) -> Data:
+def _from_recipe(inputs: Sequence[TensorSpec], recipe: Recipe | None, limit: int, overrides: Mapping[str, Any] | None) -> Data:
     found: CalibrationData | Evaluation | None = None
     if recipe is not None:
         found = recipe.checked_calibration() or recipe.checked_evaluation()

@@ -143,9 +143,7 @@ def _image_input(inputs: Sequence[TensorSpec]) -> TensorSpec:
     if len(inputs) == 1 and len(inputs[0].shape) == 4 and inputs[0].shape[1] in CHANNELS and inputs[0].dtype not in NO_PIXELS:
         return inputs[0]
     listed = ", ".join(spec.text for spec in inputs)
-    raise DataError(
-        f"images fit a network of one input N x 1 or 3 x height x width; this one has {listed}", fix="give an .npz"
-    )
+    raise DataError(f"images fit a network of one input N x 1 or 3 x height x width; this one has {listed}", fix="give an .npz")
 
 
 def _assumed(spec: TensorSpec) -> Preprocessing:

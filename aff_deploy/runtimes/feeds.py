@@ -43,7 +43,8 @@ def describe_seeded(inputs: Sequence[TensorSpec]) -> str:
         return "seeded"
     low, high = INTEGER_RANGE
     listed = ", ".join(repr(name) for name in names)
-    return f"seeded, {listed} from {low} to {high} alone: other values are not covered (say them with --range, or distribution in a recipe)"
+    said = f"seeded, {listed} from {low} to {high} alone: other values are not covered"
+    return f"{said} (say them with --range, or distribution in a recipe)"
 
 
 def seeded_feeds(

@@ -35,7 +35,8 @@ def test_images_without_a_recipe_are_scaled_to_one_and_that_is_said(folder: Path
     data = load_data(folder, [IMAGE])
     np.testing.assert_allclose(pixels(data)[2, :, 0, 0], [0.4, 0.4, 1.0])
     assert data.described == (
-        "5 of the 5 images in photos, taken as RGB 4x4, divided by 255, no mean or std (--scale, --mean and --std say otherwise)"
+        "5 of the 5 images in photos, taken as RGB 4x4, divided by 255, no mean or std"
+        " (--scale, --mean and --std say otherwise)"
     )
     assert (data.samples, data.available) == (5, 5)
 
