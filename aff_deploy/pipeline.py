@@ -24,7 +24,7 @@ from aff_deploy.onnx_file import save_onnx
 from aff_deploy.passes import inspect_model, optimize
 from aff_deploy.recipe import Evaluation, Recipe, dump_recipe
 from aff_deploy.report import render_report
-from aff_deploy.runtimes.feeds import free_sizes, load_npz_feeds, seeded_feeds
+from aff_deploy.runtimes.feeds import free_sizes, load_npz_feeds, seeded_feeds, unknown_ranges
 from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from aff_deploy.runtimes.pytorch import PyTorchRunner
 from aff_deploy.spec import Precision
@@ -68,6 +68,8 @@ class DeployResult:
                 f"  parity    output {output.name!r}: largest difference from PyTorch {output.max_abs:.2g} "
                 f"at scale {output.scale:.3g}, over {self.validation.samples} samples"
             )
+        for name in facts["validation"]["sources"][-1]["range_unknown"]:
+            lines.append(f"  not shown input {name!r} was drawn from 0 to 2 alone; give it a distribution in the recipe")
         lines += [f"  answers   {line}" for line in self.evaluation.lines()] if self.evaluation is not None else []
         lines += [f"  weights   {note}" for note in facts["network"]["notes"]]
         if facts["network"]["weights"] is None:
@@ -119,7 +121,10 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
             labels = load_labels(evaluation) if evaluation is not None and evaluation.labels else None
         settings = recipe.export
         with clock.stage("export", f"export to ONNX ({settings.exporter}, opset {settings.opset})"):
-            exported = export_onnx(network.module, network.inputs, opset=settings.opset, exporter=settings.exporter)
+            # The first batch of real data: a network may branch on values that seeded data never has.
+            exported = export_onnx(
+                network.module, network.inputs, opset=settings.opset, exporter=settings.exporter, data=evaluated_on[:1]
+            )
             before = inspect_model(exported)
         with clock.stage("optimise", "optimise: fold, clean up, fuse"):
             result = optimize(exported)
@@ -150,7 +155,7 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
             "nodes": {"before": sum(before["ops"].values()), "after": sum(after["ops"].values())},
             "ops": {"before": before["ops"], "after": after["ops"]},
             **result.to_dict(),
-            "validation": {**validation.to_dict(), "sources": _sources(evaluation, len(evaluated_on), batches)},
+            "validation": {**validation.to_dict(), "sources": _sources(recipe, len(evaluated_on), batches)},
             "evaluation": None if evaluated is None else evaluated.to_dict(),
             "seconds": dict(clock.seconds),
             "versions": versions(),
@@ -255,11 +260,12 @@ def _describe_network(recipe: Recipe, network: Network) -> dict[str, Any]:
     }
 
 
-def _sources(evaluation: Evaluation | None, count: int, batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _sources(recipe: Recipe, count: int, batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     def rows(part: Sequence[Mapping[str, Any]]) -> int:
         return sum(len(next(iter(batch.values()))) for batch in part)
 
-    seeded = [{"kind": "seeded", "samples": rows(batches[count:])}]
+    evaluation = recipe.evaluation
+    seeded = [{"kind": "seeded", "samples": rows(batches[count:]), "range_unknown": list(unknown_ranges(recipe.inputs))}]
     if evaluation is None:
         return seeded
     file = {"file": evaluation.data.name, "sha256": sha256(evaluation.data)}

@@ -67,6 +67,8 @@ class HardwareMode(str, Enum):
 
 
 SHAPE = "NAME:1x3x224x224"
+MOST_EXPORTED = 32
+"""Samples of given data that the export is compared on; the engine is on all."""
 
 
 def build_engine(
@@ -280,7 +282,10 @@ def _of_network(
     taken = data.ranged(apply_dynamic(network.inputs, dynamic))
     settings = network.recipe.export if network.recipe is not None else ExportSettings()
     step(f"export to ONNX ({settings.exporter}, opset {settings.opset}) and compare with PyTorch")
-    model = optimize(export_onnx(network.module, taken, opset=settings.opset, exporter=settings.exporter)).model
+    loaded = data.load(taken, network.recipe, limit=MOST_EXPORTED)
+    batches = () if loaded is None else loaded.batches
+    exported = export_onnx(network.module, taken, opset=settings.opset, exporter=settings.exporter, data=batches)
+    model = optimize(exported).model
     origin = {"file": None, "network": reference, "sha256": model_sha256(model)}
     return model, origin, PyTorchRunner(network.module, taken), network.recipe
 

@@ -152,12 +152,14 @@ def _write(
     except CheckFailed as error:
         if not frozen or error.fix:
             raise
-        raise CheckFailed(f"{error.message}; the trace keeps one value of what becomes Python at {_listed(frozen)}") from None
+        raise CheckFailed(
+            f"only one branch was traced of what the network's code decides by a value at {_listed(frozen)}: {error.message}"
+        ) from None
     tell(proof.describe())
     for line in proof.notes:
         tell(line)
     if frozen:
-        tell(f"only what was traced is in the file of what becomes a Python value at {_listed(frozen)}")
+        tell(f"only one branch was traced of what the network's code decides by a value at {_listed(frozen)}")
     return model
 
 
@@ -183,8 +185,11 @@ def _find_way_out(module: nn.Module, traced: Traced, failed: str, opset: int, da
         _write(module, traced, other, opset, data, lambda line: None)
     except AffDeployError as error:
         reason = error.message[:SHOWN_REASON]
-        return f"nor can the {other} exporter ({reason}): change that part of the network, or make dynamic dimensions fixed"
-    return f"the {other} exporter can: --exporter {other} of aff-deploy export, or export.exporter in a recipe"
+        return (
+            f"nor does the {other} exporter ({reason}): change that part of the network, make dynamic dimensions fixed, "
+            "or give values that occur with --data"
+        )
+    return f"the {other} exporter does: --exporter {other} of aff-deploy export, or export.exporter in a recipe"
 
 
 def _check_request(inputs: Sequence[TensorSpec], opset: int, exporter: str, output_names: Sequence[str] | None) -> None:

@@ -27,6 +27,8 @@ EPS = 2.0**-23
 MOST_UNCERTAIN = 1e-2
 """Share of the output's scale: where PyTorch's own error is more, being as near to the truth as PyTorch proves nothing."""
 SHOWN_SIZES = 6
+SHOWN_REASON = 240
+"""Characters of another's message."""
 
 
 @dataclass
@@ -114,7 +116,7 @@ class _Comparing:
         try:
             got = self._candidate.infer(feeds)
         except ModelError as error:
-            raise CheckFailed(f"the exported model fails where PyTorch does not: {error.message}") from None
+            raise CheckFailed(f"the exported model fails where PyTorch does not: {error.message[:SHOWN_REASON]}") from None
         failures = [item.detail for item in compare_outputs(expected, got, self._tolerance) if not item.passed]
         if failures:
             self._explain(feeds, shapes, expected, got, failures[0])
@@ -166,7 +168,8 @@ class _Comparing:
                     f"{said}: no file can be proven to compute it",
                     fix="check its weights and the range of its input, or compute what cancels in float64",
                 )
-            self._proof.notes.append(f"{said}; the file is {_distance(got[name], truth[name]):.2g} from it")
+            if not self._proof.notes:
+                self._proof.notes.append(f"{said}; the file is {_distance(got[name], truth[name]):.2g} from it")
 
 
 def _evaluate_double(module: nn.Module, traced: Traced, feeds: Feeds) -> Feeds | None:
@@ -201,7 +204,7 @@ def _tolerance(module: nn.Module, traced: Traced) -> Tolerance:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:160]
+    text = " ".join(str(error).split())[:SHOWN_REASON]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

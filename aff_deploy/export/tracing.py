@@ -101,7 +101,9 @@ def preserved(module: nn.Module) -> Iterator[None]:
             table.update(content)
         with torch.no_grad():
             for buffer, value in values:
-                if not torch.equal(buffer, value):
+                if buffer.shape != value.shape:
+                    buffer.data = value
+                elif not torch.equal(buffer, value):
                     buffer.copy_(value)
 
 

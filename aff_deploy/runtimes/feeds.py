@@ -136,7 +136,11 @@ def _draw_integers(generator: np.random.Generator, spec: TensorSpec, shape: tupl
     low, high = bounds if spec.dtype == "uint8" else INTEGER_RANGE
     if drawn is not None:
         low, high = int(drawn.first), int(drawn.second)
-    return np.asarray(generator.integers(low, high, size=shape, dtype=dtype.type, endpoint=True))
+    values = np.asarray(generator.integers(low, high, size=shape, dtype=dtype.type, endpoint=True))
+    if values.size > 1:
+        # The ends are where tables end and types overflow, and few values seldom hold them.
+        values.flat[0], values.flat[-1] = low, high
+    return values
 
 
 def load_npz_feeds(

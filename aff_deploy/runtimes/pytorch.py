@@ -12,8 +12,7 @@ from torch import nn
 
 from aff_deploy.errors import NetworkError
 from aff_deploy.runtimes import Array, Feeds, check_feeds, numpy_dtype, shape_text
-from aff_deploy.runtimes.feeds import unknown_ranges
-from aff_deploy.spec import TensorSpec
+from aff_deploy.spec import INTEGER_BOUNDS, TensorSpec
 
 
 @contextlib.contextmanager
@@ -139,11 +138,21 @@ def run_forward(
                 f"the network's forward takes {instead}, and inputs are passed one by one ({given})",
                 fix="wrap it in a module whose forward takes tensors and passes them on",
             ) from error
-        fix = "check the inputs' number, shapes and dtypes against the network"
-        if unknown_ranges(inputs):
-            fix += ", and say what integers it takes (--range NAME:LOW:HIGH, or distribution in a recipe)"
-        raise NetworkError(f"forward failed on input {given}: {reason}", fix=fix) from error
+        raise NetworkError(f"forward failed on input {given}: {reason}", fix=_advise(module, inputs)) from error
     return flatten_outputs(value)
+
+
+def _advise(module: nn.Module, inputs: Sequence[TensorSpec]) -> str:
+    """What to look at where a forward failed."""
+    held = {str(tensor.dtype).removeprefix("torch.") for tensor in module.parameters() if tensor.is_floating_point()}
+    fed = {spec.dtype for spec in inputs if "float" in spec.dtype}
+    if held and fed and not held & fed:
+        kind = sorted(held)[0]
+        return f"its weights are {kind}: give its input as {kind} too, or build it with net.float()"
+    fix = "check the inputs' number, shapes and dtypes against the network"
+    if any(spec.dtype in INTEGER_BOUNDS for spec in inputs):
+        fix += ", and say what integers it takes (--range NAME:LOW:HIGH, or distribution in a recipe)"
+    return fix
 
 
 def _find_convention(module: nn.Module, inputs: Sequence[TensorSpec], tensors: Sequence[torch.Tensor]) -> str:
