@@ -68,7 +68,7 @@ class DeployResult:
                 f"  parity    output {output.name!r}: largest difference from PyTorch {output.max_abs:.2g} "
                 f"at scale {output.scale:.3g}, over {self.validation.samples} samples"
             )
-        for name in facts["validation"]["sources"][-1]["range_unknown"]:
+        for name in facts["validation"]["sources"][-1].get("range_unknown", ()):
             lines.append(f"  not shown input {name!r} was drawn from 0 to 2 alone; give it a distribution in the recipe")
         lines += [f"  answers   {line}" for line in self.evaluation.lines()] if self.evaluation is not None else []
         lines += [f"  weights   {note}" for note in facts["network"]["notes"]]
@@ -265,7 +265,9 @@ def _sources(recipe: Recipe, count: int, batches: Sequence[Mapping[str, Any]]) -
         return sum(len(next(iter(batch.values()))) for batch in part)
 
     evaluation = recipe.evaluation
-    seeded = [{"kind": "seeded", "samples": rows(batches[count:]), "range_unknown": list(unknown_ranges(recipe.inputs))}]
+    seeded: list[dict[str, Any]] = [{"kind": "seeded", "samples": rows(batches[count:])}]
+    if unknown := unknown_ranges(recipe.inputs):
+        seeded[0]["range_unknown"] = list(unknown)
     if evaluation is None:
         return seeded
     file = {"file": evaluation.data.name, "sha256": sha256(evaluation.data)}

@@ -39,7 +39,6 @@ from aff_deploy.spec import Precision, TensorSpec, apply_dynamic
 if TYPE_CHECKING:
     import onnx
 
-    from aff_deploy.engine import BuiltEngine
     from aff_deploy.recipe import Recipe
     from aff_deploy.runtimes import Runner
 
@@ -171,6 +170,7 @@ def build_engine(
         )
         from aff_deploy.engine import build_engine as build
         from aff_deploy.engine.data import engine_data
+        from aff_deploy.engine.summary import summarise
 
         chosen = find_backend(backend.value if backend is not None else None)
         options = BuildOptions(
@@ -223,7 +223,7 @@ def build_engine(
     if as_json:
         print_json({"file": str(output), **built.artifact.manifest})
     else:
-        print("\n".join(summary(built)))
+        print("\n".join(summarise(built)))
 
 
 def _precision(asked: dict[Precision, bool]) -> Precision:
@@ -288,28 +288,3 @@ def _of_network(
     model = optimize(exported).model
     origin = {"file": None, "network": reference, "sha256": model_sha256(model)}
     return model, origin, PyTorchRunner(network.module, taken), network.recipe
-
-
-def summary(built: BuiltEngine) -> list[str]:
-    """What was built and proven, in lines for a person."""
-    facts, proof = built.artifact.manifest, built.proof
-    size = f"{facts['bytes'] / 1e6:.1f} MB, weights {facts['weights_bytes'] / 1e6:.1f} MB"
-    wide = len(proof.wide_by_design)
-    counted = f"{proof.in_precision} of {proof.nodes} convolutions and products in {proof.precision}"
-    counted += f", {wide} wide by design" if wide else ""
-    lines = [
-        f"{built.artifact.path}: {proof.precision} engine by {facts['backend']} {facts['library_version']}, {size}",
-        f"  proof     {counted}, read from {proof.read_from}",
-        f"  GPUs      compute capability {', '.join(facts['compute_capabilities'])}",
-    ]
-    for check in facts["checks"]:
-        on = f"{check['what']} on {check['on']}"
-        lines.append(f"  parity    {on}, against {check['against']}, {check['samples']} samples ({check['data']}):")
-        for output in check["outputs"]:
-            lines.append(
-                f"            output {output['name']!r} differs by at most {output['max_abs']:.2g} "
-                f"at scale {output['scale']:.3g}, {output['snr_db']:.1f} dB"
-            )
-    lines += [f"  not run   {built.not_run}"] if built.not_run else []
-    lines += [f"  kept fp32 {kept.name}: {kept.reason}" for kept in built.typed.kept_wide]
-    return lines + [f"  note      {note}" for note in built.typed.notes]

@@ -189,7 +189,7 @@ def _find_way_out(module: nn.Module, traced: Traced, failed: str, opset: int, da
             f"nor does the {other} exporter ({reason}): change that part of the network, make dynamic dimensions fixed, "
             "or give values that occur with --data"
         )
-    return f"the {other} exporter does: --exporter {other} of aff-deploy export, or export.exporter in a recipe"
+    return f"the {other} exporter does: --exporter {other}"
 
 
 def _check_request(inputs: Sequence[TensorSpec], opset: int, exporter: str, output_names: Sequence[str] | None) -> None:
