@@ -5,12 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from aff_deploy.engine.data import MOST_OBSERVED, OBSERVED_ROWS, OBSERVED_SAMPLES, engine_data
+from aff_deploy.engine.interface import tensor_specs
 from aff_deploy.errors import DataError
+from aff_deploy.precision import evaluator, to_precision
 from aff_deploy.recipe import find_recipe
-from aff_deploy.spec import Precision, TensorSpec
+from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+from aff_deploy.spec import TOLERANCES, Precision, TensorSpec
+from aff_deploy.validate import validate
 
 INPUTS = (TensorSpec("x", ("n", 3)),)
 
@@ -108,3 +113,22 @@ def test_a_range_that_nobody_said_is_told() -> None:
 def test_a_fixed_batch_stays_whole() -> None:
     data = engine_data(Precision.FP16, (TensorSpec("x", (4, 3)),), recipe=None, calib=None)
     assert set(rows(data.observed_on)) == {4}
+
+
+def test_a_network_of_pixels_is_held_to_all_of_their_range() -> None:
+    """The sum of four squares of 255 is no float16, of 2 it is: on 0 to 2 alone it would not be kept in fp32 and pass."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]> g (uint8[n, 4] x) => (float[n, 2] y)
+        <float[4, 2] w = {1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0}>
+        { f = Cast <to = 1> (x)  s = Mul(f, f)  [sum] c = MatMul(s, w)  y = Sqrt(c) }"""
+    )
+    inputs = tensor_specs(model.graph.input)
+    data = engine_data(Precision.FP16, inputs, recipe=None, calib=None)
+    assert data.compared == "seeded"
+    typed = to_precision(model, Precision.FP16, batches=data.observed_on, observed=data.observed)
+    assert {kept.name for kept in typed.kept_wide} >= {"sum"}
+    with OnnxRuntimeRunner(model) as reference, evaluator(typed) as candidate:
+        assert validate(reference, candidate, data.compared_on, TOLERANCES[Precision.FP16]).passed
+        few = to_precision(model, Precision.FP16, batches=[{"x": np.full((1, 4), 2, np.uint8)}], observed="0 to 2")
+        with evaluator(few) as blind:
+            assert not validate(reference, blind, data.compared_on, TOLERANCES[Precision.FP16]).passed
