@@ -35,12 +35,11 @@ from aff_deploy.recipe import Evaluation, Recipe, dump_recipe
 from aff_deploy.recipe.remedies import in_keys_of
 from aff_deploy.report import render_report
 from aff_deploy.report.verdicts import headline, judge
-from aff_deploy.runtimes.feeds import load_npz_feeds, seeded_feeds
+from aff_deploy.runtimes.feeds import free_sizes, load_npz_feeds, seeded_feeds, unknown_ranges
 from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from aff_deploy.runtimes.pytorch import PyTorchRunner
 from aff_deploy.spec import Precision
 from aff_deploy.validate import ValidationReport, validate
-from aff_deploy.verify import free_sizes
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -79,6 +78,8 @@ class DeployResult:
         for verdict in verdicts:
             lines.append(f"  {verdict.state:<9} {verdict.file}, {verdict.words}")
             lines += [f"            {verdict.why_not_run}"] if verdict.why_not_run else []
+        for name in facts["validation"]["sources"][-1].get("range_unknown", ()):
+            lines.append(f"  not shown input {name!r} was drawn from 0 to 2 alone; give it a distribution in the recipe")
         lines += [f"  answers   {line}" for line in self.evaluation.lines()] if self.evaluation is not None else []
         lines += [f"  weights   {note}" for note in facts["network"]["notes"]]
         if facts["network"]["weights"] is None:
@@ -137,7 +138,10 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
             labels = load_labels(evaluation) if evaluation is not None and evaluation.labels else None
         settings = recipe.export
         with clock.stage("export", f"export to ONNX ({settings.exporter}, opset {settings.opset})"):
-            exported = export_onnx(network.module, network.inputs, opset=settings.opset, exporter=settings.exporter)
+            # The first batch of real data: a network may branch on values that seeded data never has.
+            exported = export_onnx(
+                network.module, network.inputs, opset=settings.opset, exporter=settings.exporter, data=evaluated_on[:1]
+            )
             before = inspect_model(exported)
         with clock.stage("optimise", "optimise: fold, clean up, fuse"):
             result = optimize(exported)
@@ -167,7 +171,7 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
             "nodes": {"before": sum(before["ops"].values()), "after": sum(after["ops"].values())},
             "ops": {"before": before["ops"], "after": after["ops"]},
             **result.to_dict(),
-            "validation": {**validation.to_dict(), "sources": _sources(evaluation, len(evaluated_on), batches)},
+            "validation": {**validation.to_dict(), "sources": _sources(recipe, len(evaluated_on), batches)},
             "evaluation": None if evaluated is None else evaluated.to_dict(),
             "seconds": dict(clock.seconds),
             "platform": f"{platform.system()} {platform.machine()}",
@@ -261,11 +265,14 @@ def _describe_network(recipe: Recipe, network: Network) -> dict[str, Any]:
     }
 
 
-def _sources(evaluation: Evaluation | None, count: int, batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _sources(recipe: Recipe, count: int, batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     def rows(part: Sequence[Mapping[str, Any]]) -> int:
         return sum(len(next(iter(batch.values()))) for batch in part)
 
-    seeded = [{"kind": "seeded", "samples": rows(batches[count:])}]
+    evaluation = recipe.evaluation
+    seeded: list[dict[str, Any]] = [{"kind": "seeded", "samples": rows(batches[count:])}]
+    if unknown := unknown_ranges(recipe.inputs):
+        seeded[0]["range_unknown"] = list(unknown)
     if evaluation is None:
         return seeded
     file = {"file": evaluation.data.name, "sha256": sha256(evaluation.data)}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal, TypeAlias
 
@@ -42,19 +43,43 @@ class Precision(str, Enum):
 Ends: TypeAlias = Literal["fp32", "fp16"]
 """The type of an engine's float inputs and outputs."""
 
+INTEGER_BOUNDS = {
+    "int64": (-(2**63), 2**63 - 1),
+    "int32": (-(2**31), 2**31 - 1),
+    "int8": (-128, 127),
+    "uint8": (0, 255),
+}
+"""What fits into the integer dtypes, both ends included."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How generated data for an input is drawn: ``normal`` with (mean, std) or ``uniform`` with (low, high).
+
+    It describes what the network sees, so *after* preprocessing. For integer inputs both ends of
+    ``uniform`` are included, and ``normal`` is rounded and kept within what the dtype holds.
+    """
+
+    kind: str = "normal"
+    first: float = 0.0
+    second: float = 1.0
+
 
 @dataclass(frozen=True)
 class TensorSpec:
     """Name, shape and dtype of one input or output.
 
     A dimension is a positive int, or a str that names a dynamic one. For an input,
-    ``example`` is the concrete shape that tracing and generated data start from.
+    ``example`` is the concrete shape that tracing and generated data start from, and ``distribution``
+    what the values of generated data are; None is the standard normal for floats, the whole range for
+    uint8, and for other integers nothing that is known.
     """
 
     name: str
     shape: tuple[Dim, ...]
     dtype: str = "float32"
     example: tuple[int, ...] | None = None
+    distribution: Distribution | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -62,6 +87,8 @@ class TensorSpec:
         for dim in self.shape:
             if isinstance(dim, int) and dim < 1:
                 raise UsageError(f"input {self.name!r}: dimension {dim} in {self.text}", fix="dimensions are positive")
+        if self.distribution is not None:
+            _check_distribution(self, self.distribution)
 
     @property
     def text(self) -> str:
@@ -110,7 +137,7 @@ class TensorSpec:
                 )
         shape = tuple(axes.get(i, d) for i, d in enumerate(self.shape))
         unknown = self.is_dynamic and self.example is None
-        return TensorSpec(self.name, shape, self.dtype, None if unknown else self.concrete())
+        return TensorSpec(self.name, shape, self.dtype, None if unknown else self.concrete(), self.distribution)
 
 
 def write_shape(shape: Sequence[Dim]) -> str:
@@ -128,6 +155,52 @@ def _read_dim(word: str) -> Dim:
     if word.isdecimal():
         return int(word)
     return re.sub(r"\\(.)", r"\1", word[1:-1]) if word.startswith("{") else word
+
+
+def _check_distribution(spec: TensorSpec, drawn: Distribution) -> None:
+    if spec.dtype == "bool":
+        raise UsageError(f"input {spec.name!r} is bool, which has no range", fix="leave the range out")
+    if drawn.kind != "uniform":
+        return
+    low, high = drawn.first, drawn.second
+    least, most = INTEGER_BOUNDS.get(spec.dtype, (-math.inf, math.inf))
+    whole = spec.dtype not in INTEGER_BOUNDS or (low == int(low) and high == int(high))
+    if not (least <= low <= high <= most and whole):
+        wanted = f"whole numbers from {least} to {most}, " if spec.dtype in INTEGER_BOUNDS else ""
+        raise UsageError(
+            f"input {spec.name!r} is {spec.dtype}, whose values cannot range from {low:g} to {high:g}",
+            fix=f"give {wanted}the smaller first",
+        )
+
+
+def apply_ranges(inputs: Sequence[TensorSpec], ranges: Sequence[str]) -> tuple[TensorSpec, ...]:
+    """`inputs` with the values of generated data as ``NAME:LOW:HIGH`` says, both ends included.
+
+    Raises:
+        UsageError: a text that is not of that form, names no input, or does not fit its dtype.
+    """
+    drawn: dict[str, Distribution] = {}
+    names = [spec.name for spec in inputs]
+    for text in ranges:
+        match = re.fullmatch(r"(?P<name>.+):(?P<low>[^:]+):(?P<high>[^:]+)", text.strip(), re.DOTALL)
+        low, high = (_read_number(match[key]) for key in ("low", "high")) if match else (None, None)
+        if match is None or low is None or high is None:
+            raise UsageError(f"cannot read range {text!r}", fix="write NAME:LOW:HIGH, such as ids:0:999")
+        if match["name"] not in names:
+            raise UsageError(f"--range names no input {match['name']!r}", fix=f"the inputs are {', '.join(names)}")
+        drawn[match["name"]] = Distribution("uniform", low, high)
+    return tuple(replace(spec, distribution=drawn[spec.name]) if spec.name in drawn else spec for spec in inputs)
+
+
+def _read_number(text: str) -> float | None:
+    """A finite number, whole ones as int, which holds 64 bits; None for anything else."""
+    for kind in (int, float):
+        try:
+            number = kind(text)
+        except ValueError:
+            continue
+        return number if math.isfinite(number) else None
+    return None
 
 
 def parse_dynamic(text: str) -> tuple[str, dict[int, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from aff_deploy.errors import CheckFailed
-from aff_deploy.runtimes.feeds import seeded_feeds
+from aff_deploy.runtimes.feeds import free_sizes, seeded_feeds
 from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from aff_deploy.spec import TOLERANCES, Precision, TensorSpec
 from aff_deploy.validate import validate
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     import onnx
 
     from aff_deploy.runtimes import Array
-
-FREE_SIZE = 64
-"""Size of a dynamic dimension of which nothing is known; networks divide it by 2 up to six times."""
 
 
 def precision_of(model: onnx.ModelProto) -> Precision:
@@ -35,32 +32,30 @@ def precision_of(model: onnx.ModelProto) -> Precision:
     return Precision.FP16 if TensorProto.FLOAT16 in types else Precision.FP32
 
 
-def free_sizes(inputs: Sequence[TensorSpec]) -> dict[str, int]:
-    """A size for each dynamic dimension after the first axis, by name, for data drawn without an example."""
-    return {dim: FREE_SIZE for spec in inputs if spec.example is None for dim in spec.shape[1:] if isinstance(dim, str)}
-
-
 def seeded_batches(inputs: Sequence[TensorSpec], *, samples: int = 4) -> Sequence[Mapping[str, Array]]:
     """Seeded data for a model of which only its own inputs are known."""
     return seeded_feeds(inputs, samples=samples, sizes=free_sizes(inputs))
 
 
-def pass_verifier(model: onnx.ModelProto) -> Callable[[str, onnx.ModelProto], None]:
+def pass_verifier(
+    model: onnx.ModelProto, batches: Sequence[Mapping[str, Array]] | None = None
+) -> Callable[[str, onnx.ModelProto], None]:
     """An ``after_pass`` for `aff_deploy.passes.optimize` that holds each result against `model` on ONNX Runtime.
 
     Args:
         model: what the passes start from; loaded into a session now, so it may change afterwards.
+        batches: data to compare on, by input name; by default seeded.
 
     Raises:
         CheckFailed: from the returned function, naming the pass, the output and the distance.
     """
     reference = OnnxRuntimeRunner(model)
     tolerance = TOLERANCES[precision_of(model)]
-    batches = seeded_batches(reference.inputs)
+    compared_on = seeded_batches(reference.inputs) if batches is None else batches
 
     def after_pass(name: str, rewritten: onnx.ModelProto) -> None:
         with OnnxRuntimeRunner(rewritten) as candidate:
-            report = validate(reference, candidate, batches, tolerance, metamorphic=False)
+            report = validate(reference, candidate, compared_on, tolerance, metamorphic=False)
         if not report.passed:
             raise CheckFailed(
                 f"pass {name!r} changed what the model computes: {report.failures[0]}",

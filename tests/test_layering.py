@@ -37,7 +37,7 @@ HOMES = {
     "triton": ("ops/kernels.py", "ops/tiles.py", "ops/compile.py"),
     "onnxscript": ("export/",),
     "onnxruntime": (),
-    "PIL": ("precision/images.py",),
+    "PIL": ("runtimes/images.py",),
     "onnx_graphsurgeon": ("passes/",),
     "typer": ("cli/",),
     "rich": ("cli/",),

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from aff_deploy.artifact import sha256
 from aff_deploy.errors import DataError, RecipeError, WeightsError
-from aff_deploy.recipe import Distribution, Preprocessing, bundled_recipes, dump_recipe, find_recipe, load_recipe
+from aff_deploy.recipe import Preprocessing, bundled_recipes, dump_recipe, find_recipe, load_recipe
 from aff_deploy.recipe.tables import MAX_FILE_BYTES
 from aff_deploy.runtimes.feeds import seeded_feeds
-from aff_deploy.spec import TOLERANCES, Precision
+from aff_deploy.spec import TOLERANCES, Distribution, Precision
 
 SMALL = """
 name = "small"
@@ -103,8 +103,8 @@ def test_every_key_is_read(full: Path) -> None:
     assert recipe.weights_key == "model_ema"
     assert recipe.profile is not None
     assert recipe.profile.max == {"image": (64, 3, 8, 32), "tokens": (64, 7)}
-    assert recipe.distribution("image") == Distribution("uniform", -1.0, 1.5)
-    assert recipe.distribution("tokens") == Distribution("normal", 0.0, 1.0)
+    assert image.distribution == Distribution("uniform", -1.0, 1.5)
+    assert tokens.distribution is None
     assert recipe.tolerance[Precision.FP32].atol == 1e-5
     assert recipe.tolerance[Precision.FP32].rtol == TOLERANCES[Precision.FP32].rtol
     assert recipe.tolerance[Precision.FP16].min_cosine == 0.99

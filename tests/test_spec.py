@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aff_deploy.errors import UsageError
-from aff_deploy.spec import DTYPES, MAX_ELEMENTS, TOLERANCES, Precision, TensorSpec, apply_dynamic, parse_dynamic
+from aff_deploy.spec import (
+    DTYPES,
+    MAX_ELEMENTS,
+    TOLERANCES,
+    Distribution,
+    Precision,
+    TensorSpec,
+    apply_dynamic,
+    apply_ranges,
+    parse_dynamic,
+)
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 
@@ -90,3 +100,34 @@ def test_tolerances_grow_as_precision_falls() -> None:
         assert (finer.atol, finer.rtol) < (coarser.atol, coarser.rtol)
         assert finer.min_cosine > coarser.min_cosine
     assert str(Precision.FP16) == "fp16"
+
+
+def test_ranges_are_given_by_name() -> None:
+    specs = (TensorSpec("ids", ("n", 3), "int64"), TensorSpec("a:0", ("n",)), TensorSpec("other", (1,)))
+    ids, named, other = apply_ranges(specs, [f"ids:-5:{2**63 - 1}", "a:0:-1e-3:2.5"])
+    assert ids.distribution == Distribution("uniform", -5, 2**63 - 1)
+    assert named.distribution == Distribution("uniform", -1e-3, 2.5)
+    assert other.distribution is None
+    (dynamic,) = apply_dynamic([ids], ["ids:1=length"])
+    assert dynamic.distribution == ids.distribution
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("ids:0", "NAME:LOW:HIGH"),
+        ("ids:a:b", "NAME:LOW:HIGH"),
+        ("ids:0:nan", "NAME:LOW:HIGH"),
+        ("ids:0:inf", "NAME:LOW:HIGH"),
+        ("x:0:1", "the inputs are ids, pixels, mask"),
+        ("ids:2:1", "the smaller first"),
+        ("ids:0:1.5", "whole numbers"),
+        (f"ids:0:{2**63}", "whole numbers"),
+        ("pixels:0:256", "from 0 to 255"),
+        ("mask:0:1", "bool, which has no range"),
+    ],
+)
+def test_a_range_that_does_not_fit(text: str, part: str) -> None:
+    specs = (TensorSpec("ids", (1,), "int64"), TensorSpec("pixels", (1,), "uint8"), TensorSpec("mask", (1,), "bool"))
+    with pytest.raises(UsageError, match=part):
+        apply_ranges(specs, [text])

@@ -60,10 +60,14 @@ def say_notes(loaded: LoadedWeights | None) -> None:
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """One JSON document on stdout; a number that JSON cannot write is a bug in what made it."""
-    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    """One JSON document on stdout."""
     # Escaped by JSON's own rules, and as long as it is.
-    getattr(sys.stdout, "write_raw", sys.stdout.write)(text)
+    getattr(sys.stdout, "write_raw", sys.stdout.write)(write_json(document))
+
+
+def write_json(document: Mapping[str, Any]) -> str:
+    """The text of a document; a number that JSON cannot write is a bug in what made it."""
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
 def table(rows: Sequence[Sequence[object]], heads: Sequence[str] = (), *, indent: str = "  ") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,15 +17,22 @@ from aff_deploy.cli.options import (
     Arguments,
     Atol,
     BackendName,
+    DataPath,
     Given,
+    GivenData,
     HardwareMode,
     Io,
     Json,
     Key,
+    Mean,
     MinCosine,
+    Ranges,
     Rtol,
+    Scale,
+    Std,
     Weights,
     read_arguments,
+    read_data_options,
     tolerance_of,
 )
 from aff_deploy.errors import UsageError
@@ -38,6 +46,8 @@ if TYPE_CHECKING:
 
 
 SHAPE = "NAME:1x3x224x224"
+MOST_EXPORTED = 32
+"""Samples of given data that the export is compared on; the engine is on all."""
 
 
 def build_engine(
@@ -84,7 +94,11 @@ def build_engine(
     dynamic: Annotated[
         list[str] | None, typer.Option("--dynamic", metavar="NAME:0=batch", help="For a network: dimensions to keep free.")
     ] = None,
-    data: Annotated[Path | None, typer.Option("--data", metavar="DATA.npz", help="Data to compare on.")] = None,
+    data: DataPath = None,
+    ranges: Ranges = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
     atol: Atol = None,
     rtol: Rtol = None,
     min_cosine: MinCosine = None,
@@ -121,6 +135,7 @@ def build_engine(
     asked = _precision([precision for precision, wanted in zip(Precision, flags, strict=True) if wanted])
     is_file = source.endswith(".onnx")
     given = Given(weights, read_arguments(arguments), key)
+    given_data = read_data_options(data, ranges, scale, mean, std, calib=calib)
     _check_usage(is_file, against, given, inputs, dynamic)
     typed = [".onnx", *(f".onnx{suffix}" for suffix in MODEL_SIDECARS)] if keep_typed else []
     claim_output(output, *([Path(source)] if is_file else []), sidecars=(".json", *typed))
@@ -161,7 +176,7 @@ def build_engine(
         if is_file:
             model, origin, reference, recipe = _of_file(Path(source), against, given)
         else:
-            model, origin, reference, recipe = _of_network(source, given, inputs or (), dynamic or (), step)
+            model, origin, reference, recipe = _of_network(source, given, inputs or (), dynamic or (), given_data, step)
         stack.enter_context(reference)
         specs = tensor_specs(model.graph.input)
         profiles = profiles_from_options(specs, *bounds) or (recipe.engine_profiles if recipe is not None else ())
@@ -179,7 +194,9 @@ def build_engine(
             keep_fp32=tuple(keep_fp32 or settings.keep_fp32),
             keep_typed=keep_typed,
         )
-        found = engine_data(precision, reference.inputs, recipe=recipe, calib=calib, data=data)
+        fastest = request.profiles[0].opt if request.profiles else {}
+        fed = [replace(spec, example=fastest.get(spec.name, spec.example)) for spec in given_data.ranged(reference.inputs)]
+        found = engine_data(precision, fed, recipe=recipe, calib=calib, data=data, overrides=given_data.overrides)
         built = build(
             model,
             output,
@@ -250,7 +267,7 @@ def _of_file(path: Path, against: str | None, given: Given) -> tuple[onnx.ModelP
 
 
 def _of_network(
-    reference: str, given: Given, inputs: list[str] | tuple[()], dynamic: list[str] | tuple[()], step: Steps
+    reference: str, given: Given, inputs: list[str] | tuple[()], dynamic: list[str] | tuple[()], data: GivenData, step: Steps
 ) -> tuple[onnx.ModelProto, dict[str, Any], Runner, Recipe | None]:
     from aff_deploy.export import export_onnx
     from aff_deploy.onnx_file import model_sha256
@@ -261,9 +278,12 @@ def _of_network(
     network = given.resolve(reference, tuple(TensorSpec.parse(text) for text in inputs))
     if not network.inputs:
         raise UsageError(f"nothing says what inputs {reference} takes", fix=f"give them with --input {SHAPE}")
-    taken = apply_dynamic(network.inputs, dynamic)
+    taken = data.ranged(apply_dynamic(network.inputs, dynamic))
     settings = network.recipe.export if network.recipe is not None else ExportSettings()
     step(f"export to ONNX ({settings.exporter}, opset {settings.opset}) and compare with PyTorch")
-    model = optimize(export_onnx(network.module, taken, opset=settings.opset, exporter=settings.exporter)).model
+    loaded = data.load(taken, network.recipe, limit=MOST_EXPORTED)
+    batches = () if loaded is None else loaded.batches
+    exported = export_onnx(network.module, taken, opset=settings.opset, exporter=settings.exporter, data=batches)
+    model = optimize(exported).model
     origin = {"file": None, "network": reference, "sha256": model_sha256(model)}
     return model, origin, PyTorchRunner(network.module, taken), network.recipe

@@ -9,9 +9,27 @@ from typing import Annotated
 import typer
 
 from aff_deploy.cli.console import MODEL_SIDECARS, Steps, claim_output, print_json, working
-from aff_deploy.cli.options import NETWORK, Arguments, Given, Json, Key, Weights, complete_recipe, read_arguments
+from aff_deploy.cli.options import (
+    NETWORK,
+    Arguments,
+    DataPath,
+    Given,
+    Json,
+    Key,
+    Mean,
+    Ranges,
+    Scale,
+    Std,
+    Weights,
+    complete_recipe,
+    read_arguments,
+    read_data_options,
+)
 from aff_deploy.errors import UsageError
 from aff_deploy.spec import TensorSpec, apply_dynamic
+
+MOST_COMPARED = 128
+"""Samples of given data; `validate` compares on all."""
 
 
 class Exporter(str, Enum):
@@ -39,26 +57,37 @@ def export(
     exporter: Annotated[
         Exporter | None, typer.Option("--exporter", help="PyTorch's exporter (default: the recipe's, or dynamo).")
     ] = None,
+    data: DataPath = None,
+    ranges: Ranges = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
     as_json: Json = False,
 ) -> None:
     """Turn a network into ONNX, proven against PyTorch."""
     claim_output(output, sidecars=MODEL_SIDECARS)
     specs = tuple(TensorSpec.parse(text) for text in inputs or ())
     given = Given(weights, read_arguments(arguments), key)
+    given_data = read_data_options(data, ranges, scale, mean, std)
+    notes: list[str] = []
     with Steps() as step, working():
         step("load the network")
         from aff_deploy.export import export_onnx
         from aff_deploy.onnx_file import save_onnx
         from aff_deploy.recipe import ExportSettings
+        from aff_deploy.runtimes.feeds import describe_seeded
 
         found = given.resolve(network, specs)
         if not found.inputs:
             raise UsageError(f"nothing says what inputs {network} takes", fix="give them with --input NAME:1x3x224x224")
-        taken = apply_dynamic(found.inputs, dynamic or ())
+        taken = given_data.ranged(apply_dynamic(found.inputs, dynamic or ()))
+        loaded = given_data.load(taken, found.recipe, limit=MOST_COMPARED)
+        words = describe_seeded(taken) if loaded is None else loaded.described
+        batches = () if loaded is None else loaded.batches
         settings = found.recipe.export if found.recipe is not None else ExportSettings()
         chosen, way = opset or settings.opset, exporter.value if exporter is not None else settings.exporter
         step(f"export to ONNX ({way}, opset {chosen}) and compare with PyTorch")
-        model = export_onnx(found.module, taken, opset=chosen, exporter=way)
+        model = export_onnx(found.module, taken, opset=chosen, exporter=way, data=batches, note=notes.append)
         step("write the file")
         facts = {
             "network": network,
@@ -67,6 +96,8 @@ def export(
             "exporter": way,
             "opset": chosen,
             "inputs": [spec.text for spec in taken],
+            "compared_on": words,
+            "notes": notes,
         }
         artifact = save_onnx(model, output, facts)
     if as_json:
@@ -75,3 +106,6 @@ def export(
     shapes = ", ".join(spec.text for spec in taken)
     origin = f"weights from {found.weights.name}" if found.weights is not None else "weights as its code made them, none given"
     print(f"{artifact.path}: {found.name} ({origin}), {len(model.graph.node)} nodes, inputs {shapes}")
+    print(f"  {notes[0]} ({words})")
+    for line in notes[1:]:
+        print(f"  note: {line}")

@@ -73,6 +73,11 @@ def bug(error: BaseException) -> Failure:
     return Failure("Bug", what, "this is a bug in aff-deploy: please report it with the lines on stderr", EXIT_BUG)
 
 
+def interruption(exit_code: int) -> Failure:
+    """What to say where a signal ended the command."""
+    return Failure("Interrupted", "interrupted", "", exit_code)
+
+
 def is_asked(words: Sequence[str], *options: str) -> bool:
     """Whether one of the options stands on a command line, wherever; behind ``--`` they are names of files."""
     end = words.index("--") if "--" in words else len(words)

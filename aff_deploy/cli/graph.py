@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aff_deploy.cli.console import MODEL_SIDECARS, Steps, claim_output, print_json, table, working
-from aff_deploy.cli.options import Json
+from aff_deploy.cli.options import DataPath, GivenData, Json, Mean, Ranges, Scale, Std, read_data_options
 from aff_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def optimize(
@@ -20,6 +23,11 @@ def optimize(
     verify: Annotated[
         bool, typer.Option("--verify", help="After each pass, compare with the input file on ONNX Runtime.")
     ] = False,
+    data: DataPath = None,
+    ranges: Ranges = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
     plugin: Annotated[
         bool, typer.Option("--plugin", help="Write compiled kernels for the TensorRT plugin into the fused calls.")
     ] = False,
@@ -28,7 +36,11 @@ def optimize(
     """Fold, clean up and fuse an ONNX file."""
     if plugin and no_fuse:
         raise UsageError("--plugin has nothing to write into with --no-fuse", fix="leave one of them out")
+    given_data = read_data_options(data, ranges, scale, mean, std)
+    if given_data.anything and not verify:
+        raise UsageError("data to compare on is given, and nothing is compared", fix="give --verify too")
     claim_output(output, source, sidecars=MODEL_SIDECARS)
+    words = ""
     native: list[dict[str, str]] = []
     carried: tuple[dict[str, Any], ...] = ()
     with Steps() as step, working():
@@ -43,7 +55,8 @@ def optimize(
         if verify:
             from aff_deploy.verify import pass_verifier
 
-            after_pass = pass_verifier(model)
+            batches, words = _data_of(model, given_data)
+            after_pass = pass_verifier(model, batches)
         step("run the passes" + (", each verified on ONNX Runtime" if verify else ""))
         result = run_passes(model, fuse=not no_fuse, after_pass=after_pass)
         document, optimised = result.to_dict(), result.model
@@ -58,6 +71,7 @@ def optimize(
             carried = list_kernels(optimised)
         step("write the file")
         facts = {"source": {"file": source.name, "sha256": sha256(source)}, **document, "verified": verify}
+        facts |= {"verified_on": words} if verify else {}
         save_onnx(optimised, output, facts)
     if as_json:
         print_json(document)
@@ -70,8 +84,22 @@ def optimize(
         if native:
             print(f"calls left native: {len(native)}")
             print(table([(site["name"], site["reason"]) for site in native]))
-    proven = ", verified after each pass" if verify else ""
+    proven = f", verified after each pass ({words})" if verify else ""
     print(f"{output}: {before} nodes before, {len(result.model.graph.node)} after{proven}")
+
+
+def _data_of(model: onnx.ModelProto, given: GivenData) -> tuple[Sequence[Mapping[str, Any]], str]:
+    """What to compare passes on, and what to call it."""
+    from aff_deploy.engine.interface import tensor_specs
+    from aff_deploy.runtimes.feeds import describe_seeded
+    from aff_deploy.verify import seeded_batches
+
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = given.ranged(tensor_specs(value for value in model.graph.input if value.name not in constants))
+    loaded = given.load(inputs)
+    if loaded is not None:
+        return loaded.batches, loaded.described
+    return seeded_batches(inputs), describe_seeded(inputs)
 
 
 def print_sites(document: Mapping[str, Any]) -> None:

@@ -17,8 +17,8 @@ import typer
 from aff_deploy import __version__
 from aff_deploy.artifact import confine_libraries, kept_apart
 from aff_deploy.cli import convert, deploy, doctor, engine, export, graph, inspect, validate
-from aff_deploy.cli.console import Steps, print_json
-from aff_deploy.cli.failures import Failure, bug, describe_failure, is_asked, print_error, without
+from aff_deploy.cli.console import Steps, write_json
+from aff_deploy.cli.failures import Failure, bug, describe_failure, interruption, is_asked, print_error, without
 from aff_deploy.cli.signals import watch_signals
 from aff_deploy.cli.streams import leave, safe_streams
 from aff_deploy.errors import OutputError, UsageError
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     debug, Steps.quiet = is_asked(words, "--debug"), is_asked(words, "-q", "--quiet")
     words = without(words, "--debug", "-q", "--quiet")
     confine_libraries()
-    stop_watching = watch_signals()
+    stop_watching = watch_signals(lambda code: _document(words, interruption(code)))
     try:
         with safe_streams(), kept_apart():
             try:
@@ -124,10 +124,13 @@ def _report(error: BaseException, words: Sequence[str], debug: bool) -> int:
 
 def _end(words: Sequence[str], failure: Failure) -> int:
     """The exit code, and for a program what became of its command."""
-    if is_asked(words, "--json"):
-        print_json({"error": failure.to_dict()})
-        sys.stdout.flush()
+    getattr(sys.stdout, "write_raw", sys.stdout.write)(_document(words, failure))
+    sys.stdout.flush()
     return failure.exit
+
+
+def _document(words: Sequence[str], failure: Failure) -> str:
+    return write_json({"error": failure.to_dict()}) if is_asked(words, "--json") else ""
 
 
 def _options() -> dict[str, list[str]]:

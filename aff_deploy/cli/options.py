@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -13,11 +14,12 @@ import typer
 
 from aff_deploy.cli.console import say_notes
 from aff_deploy.errors import UsageError
-from aff_deploy.spec import TOLERANCES, Precision, TensorSpec, Tolerance
+from aff_deploy.spec import TOLERANCES, Precision, TensorSpec, Tolerance, apply_ranges
 
 if TYPE_CHECKING:
     from aff_deploy.nets.resolve import Network
     from aff_deploy.recipe import Recipe
+    from aff_deploy.runtimes.data import Data
 
 Weights = Annotated[
     Path | None,
@@ -40,6 +42,21 @@ def complete_recipe(beginning: str) -> list[str]:
     return [name for name in bundled_recipes() if name.startswith(beginning)]
 
 
+DataPath = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DATA", help="Data to compare on: an .npz or a folder of images (with a recipe, raw data)."),
+]
+Ranges = Annotated[
+    list[str] | None,
+    typer.Option("--range", metavar="NAME:LOW:HIGH", help="The values of an input in generated data; repeat for several."),
+]
+Scale = Annotated[
+    float | None, typer.Option("--scale", metavar="FACTOR", help="What raw data is multiplied by (pixels: default 1/255).")
+]
+Mean = Annotated[
+    str | None, typer.Option("--mean", metavar="M[,M,M]", help="What is then subtracted, of all channels or of each.")
+]
+Std = Annotated[str | None, typer.Option("--std", metavar="S[,S,S]", help="What is then divided by.")]
 NETWORK = "a bundled name, a recipe path, module:callable or file.py:callable"
 UNTRAINED = "the reference was initialised from a seed, because no --weights was given: give those that the file was made with"
 # Types, not their names: Typer checks no range of what it cannot resolve.
@@ -91,6 +108,75 @@ class Given:
         )
         say_notes(network.loaded)
         return network
+
+
+@dataclass(frozen=True)
+class GivenData:
+    """What a command line says of the data to compare on: a path, ranges of generated data, what is done to raw data."""
+
+    path: Path | None
+    ranges: tuple[str, ...]
+    overrides: Mapping[str, Any]
+
+    @property
+    def anything(self) -> bool:
+        return self.path is not None or bool(self.ranges) or bool(self.overrides)
+
+    def ranged(self, inputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+        """`inputs` with the ranges that were given."""
+        return apply_ranges(inputs, self.ranges)
+
+    def load(self, inputs: Sequence[TensorSpec], recipe: Recipe | None = None, *, limit: int | None = None) -> Data | None:
+        """The data at `path`, against a recipe raw; None where no path was given."""
+        from aff_deploy.runtimes.data import load_data
+
+        if self.path is None:
+            return None
+        evaluation = recipe.evaluation if recipe is not None else None
+        return load_data(
+            self.path,
+            inputs,
+            preprocessing=recipe.preprocessing if recipe is not None else None,
+            overrides=self.overrides,
+            keys=evaluation.inputs if evaluation is not None else None,
+            limit=limit,
+        )
+
+
+def read_data_options(
+    path: Path | None,
+    ranges: Sequence[str] | None,
+    scale: float | None,
+    mean: str | None,
+    std: str | None,
+    *,
+    calib: str | None = None,
+) -> GivenData:
+    """The options of data as one value.
+
+    Raises:
+        UsageError: one cannot be read, or says what to do with data where none is given.
+    """
+    overrides: dict[str, Any] = {}
+    if scale is not None:
+        overrides["scale"] = scale
+    for option, text in (("mean", mean), ("std", std)):
+        if text is not None:
+            overrides[option] = _read_numbers(option, text, positive=option == "std")
+    if overrides and path is None and calib is None:
+        raise UsageError(f"--{next(iter(overrides))} says what to do with raw data, and none is given", fix="give --data too")
+    return GivenData(path, tuple(ranges or ()), overrides)
+
+
+def _read_numbers(option: str, text: str, *, positive: bool) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(math.isfinite(number) and (number > 0 or not positive) for number in numbers):
+        what = "a positive number, or one a channel" if positive else "a number, or one a channel"
+        raise UsageError(f"cannot read --{option} {text!r}", fix=f"write {what}, such as 0.485,0.456,0.406")
+    return numbers
 
 
 def read_arguments(words: Sequence[str] | None) -> dict[str, Any]:

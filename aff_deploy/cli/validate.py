@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,13 +18,19 @@ from aff_deploy.cli.options import (
     UNTRAINED,
     Arguments,
     Atol,
+    DataPath,
     Given,
     Json,
     Key,
+    Mean,
     MinCosine,
+    Ranges,
     Rtol,
+    Scale,
+    Std,
     Weights,
     read_arguments,
+    read_data_options,
     tolerance_of,
 )
 from aff_deploy.errors import InputError, MissingDependency, UsageError
@@ -46,10 +53,11 @@ def validate(
     weights: Weights = None,
     arguments: Arguments = None,
     key: Key = None,
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", metavar="DATA.npz", help="Data to compare on; against a recipe, raw data as its evaluation's."),
-    ] = None,
+    data: DataPath = None,
+    ranges: Ranges = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
     atol: Atol = None,
     rtol: Rtol = None,
     min_cosine: MinCosine = None,
@@ -57,33 +65,34 @@ def validate(
 ) -> None:
     """Compare a file with PyTorch or another file."""
     given = Given(weights, read_arguments(arguments), key)
+    given_data = read_data_options(data, ranges, scale, mean, std)
     with Steps() as step, working(), contextlib.ExitStack() as stack:
         step("load both sides")
-        from aff_deploy.validate import load_npz_feeds, seeded_feeds
+        from aff_deploy.runtimes.feeds import describe_seeded, free_sizes, seeded_feeds
         from aff_deploy.validate import validate as compare
-        from aff_deploy.verify import free_sizes
 
         candidate, precision, engine = _candidate(file)
         stack.enter_context(candidate)
         reference, recipe, network = _reference(against, given, candidate)
         stack.enter_context(reference)
-        if data is None:
-            sizes = {**free_sizes(reference.inputs), **(_usual_sizes(candidate) if engine else {})}
-            batches = seeded_feeds(reference.inputs, recipe=recipe, sizes=sizes)
-        elif recipe is None:
-            batches = load_npz_feeds(data, reference.inputs)
+        inputs = given_data.ranged(reference.inputs)
+        loaded = given_data.load(inputs, recipe)
+        if loaded is None:
+            sizes = {**free_sizes(inputs), **(_usual_sizes(candidate) if engine else {})}
+            batches: Sequence[Mapping[str, Any]] = seeded_feeds(inputs, recipe=recipe, sizes=sizes)
+            words = describe_seeded(inputs)
         else:
-            keys = recipe.evaluation.inputs if recipe.evaluation is not None else None
-            batches = load_npz_feeds(data, reference.inputs, keys=keys, preprocessing=recipe.preprocessing)
-        step(f"compare on {'seeded data' if data is None else data.name}")
+            batches, words = loaded.batches, loaded.described
+        step("compare")
         tolerance = tolerance_of(recipe, precision, atol, rtol, min_cosine)
         # An engine takes the batches that it was built for, and no others to check properties of rows with.
         report = compare(reference, candidate, batches, tolerance, metamorphic=not engine)
     if as_json:
         failure = Failure("CheckFailed", f"{file} differs from {against}: {'; '.join(report.failures)}", "", 1)
-        print_json({**report.to_dict(), **({} if report.passed else {"error": failure.to_dict()})})
+        document = {**report.to_dict(), "data": words}
+        print_json(document if report.passed else {**document, "error": failure.to_dict()})
     else:
-        _print_report(report, f"{file} against {against}")
+        _print_report(report, f"{file} against {against}", words)
     if not report.passed:
         if network is not None and network.weights is None:
             print(f"  note: {UNTRAINED}", file=sys.stderr)
@@ -142,7 +151,7 @@ def _reference(against: str, given: Given, candidate: Runner) -> tuple[Runner, R
     return PyTorchRunner(network.module, network.inputs or candidate.inputs), network.recipe, network
 
 
-def _print_report(report: ValidationReport, what: str) -> None:
+def _print_report(report: ValidationReport, what: str, data: str) -> None:
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.3g}"
 
@@ -166,7 +175,7 @@ def _print_report(report: ValidationReport, what: str) -> None:
         print(f"  {failure}")
     tolerance = report.tolerance
     print(
-        f"{'passed' if report.passed else 'FAILED'}: {what}, {report.samples} samples, "
+        f"{'passed' if report.passed else 'FAILED'}: {what}, {report.samples} samples ({data}), "
         f"atol {tolerance.atol:g}, rtol {tolerance.rtol:g}, min cosine {tolerance.min_cosine:g}"
     )
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from aff_deploy.errors import UsageError
 from aff_deploy.runtimes import shape_text
+from aff_deploy.runtimes.feeds import FREE_SIZE
 from aff_deploy.spec import MAX_ELEMENTS, ShapeProfile, TensorSpec
-from aff_deploy.verify import FREE_SIZE
 
 Shapes = Mapping[str, tuple[int, ...]]
 SMALLEST_BATCH, USUAL_BATCH, LARGEST_BATCH = 1, 8, 32

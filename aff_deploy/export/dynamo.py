@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
 import torch
 from onnx import ModelProto
 
 from aff_deploy.errors import NetworkError
 from aff_deploy.export.tidy import rename_dims
+from aff_deploy.export.torchscript import describe_line
 from aff_deploy.export.tracing import Traced
 
 LOWEST_OPSET = 18
@@ -23,20 +27,23 @@ def export(traced: Traced, opset: int) -> tuple[ModelProto, dict[str, int]]:
         where that is more than 2: below, the network may fail or take another branch.
 
     Raises:
-        NetworkError: the network cannot be captured or translated, or fixes a dynamic dimension.
+        NetworkError: the network cannot be captured or translated (without a fix, where another
+            exporter may do), or fixes a dynamic dimension.
     """
     # AUTO and not Dim(name): a named one is refused for any guard at all, even "height is at least 3".
     axes = tuple(
         {axis: torch.export.Dim.AUTO for axis, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in traced.inputs
     )
-    other = "try the torchscript exporter (--exporter torchscript)"
     try:
         program = torch.export.export(traced.network, traced.tensors, dynamic_shapes=(axes,), strict=False)
     except Exception as error:
         if "DataDependent" in type(error).__name__ or "data-dependent" in str(error).lower():
             # Tracing would follow one branch of the network's code and drop the other without a word.
-            other = "its code branches on values: write the branch with torch.where, or leave it out of the exported part"
-        raise NetworkError(f"torch.export cannot capture the network: {_first_line(error)}", fix=other) from error
+            raise NetworkError(
+                f"torch.export cannot capture the network: {_first_line(error)}: its code branches on a value{_where(error)}",
+                fix="write the branch with torch.where, or leave it out of the exported part",
+            ) from error
+        raise NetworkError(f"torch.export cannot capture the network: {_first_line(error)}") from error
     symbols = _symbols(program, traced)
     lowest = _lowest_sizes(program, symbols)
     try:
@@ -51,7 +58,7 @@ def export(traced: Traced, opset: int) -> tuple[ModelProto, dict[str, int]]:
             verbose=False,
         )
     except Exception as error:
-        raise NetworkError(f"the dynamo exporter cannot translate the network: {_first_line(error)}", fix=other) from error
+        raise NetworkError(f"the dynamo exporter cannot translate the network: {_first_line(error)}") from error
     assert result is not None
     model: ModelProto = result.model_proto
     rename_dims(model, symbols)
@@ -100,6 +107,17 @@ def _lowest_sizes(program: torch.export.ExportedProgram, symbols: dict[str, str]
         if bounds.lower.is_Integer and int(bounds.lower) > 2:
             lowest[dim] = int(bounds.lower)
     return lowest
+
+
+def _where(error: BaseException) -> str:
+    """`` at net.py line 14 (...)``: the innermost line of code outside PyTorch and this package that the error came through."""
+    installed = (Path(torch.__file__).parent, Path(__file__).parent.parent)
+    places = [
+        (frame.filename, frame.lineno)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.lineno and not any(Path(frame.filename).is_relative_to(folder) for folder in installed)
+    ]
+    return f", at {describe_line(*places[-1])}" if places else ""
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,16 +8,17 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from aff_deploy.errors import NetworkError, UsageError
+from aff_deploy.export.sizes import feeds_of, first_dims, sizes_in
 from aff_deploy.runtimes import Array
-from aff_deploy.runtimes.feeds import seeded_feeds
+from aff_deploy.runtimes.feeds import free_sizes
 from aff_deploy.runtimes.pytorch import device_of, flatten_outputs, output_names, run_forward, tensors_of
 from aff_deploy.spec import TensorSpec
-from aff_deploy.verify import free_sizes
 
 BATCH = 2
 """Rows to trace with: the smallest number that no exporter takes for a constant."""
@@ -50,6 +51,8 @@ class Traced:
     tensors: tuple[torch.Tensor, ...]
     names: tuple[str, ...]
     """Of the outputs."""
+    shapes: dict[str, tuple[int, ...]]
+    """Of the outputs, for these feeds."""
 
 
 @contextlib.contextmanager
@@ -79,24 +82,55 @@ def dim_sizes(inputs: Sequence[TensorSpec], batch: int) -> dict[str, int]:
     return sizes
 
 
-def prepare(module: nn.Module, inputs: Sequence[TensorSpec], names: Sequence[str] | None) -> Traced:
-    """Run the network once on what will be traced.
+@contextlib.contextmanager
+def preserved(module: nn.Module) -> Iterator[None]:
+    """Put back what a forward writes into the network: buffers, and attributes of any part of it."""
+    parts = [(part, dict(vars(part))) for part in module.modules()]
+    tables: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (table, dict(table)) for part, _ in parts for table in (part._buffers, part._parameters, part._modules)
+    ]
+    values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for part, attributes in parts:
+            vars(part).clear()
+            vars(part).update(attributes)
+        for table, content in tables:
+            table.clear()
+            table.update(content)
+        with torch.no_grad():
+            for buffer, value in values:
+                if buffer.shape != value.shape:
+                    buffer.data = value
+                elif not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def prepare(
+    module: nn.Module, inputs: Sequence[TensorSpec], names: Sequence[str] | None, data: Sequence[Mapping[str, Array]] = ()
+) -> Traced:
+    """Run the network once on what will be traced: the first rows of `data`, else seeded data.
 
     Raises:
         NetworkError: the forward fails, or returns what is not tensors.
         UsageError: another number of `names` than outputs.
     """
     device = device_of(module)
-    feeds = seeded_feeds(inputs, samples=1, sizes=dim_sizes(inputs, BATCH))[0]
+    sizes, real = dim_sizes(inputs, BATCH), data[0] if data else None
+    if real is not None:
+        first = first_dims(inputs)
+        sizes = {d: BATCH if d in first else max(2, s) for d, s in sizes_in(inputs, real).items()}
+    feeds = feeds_of(inputs, sizes, real, seed=0)
     tensors = tensors_of(feeds, inputs, device)
     try:
         own, values = run_forward(module, inputs, tensors)
     except NetworkError:
         # A dynamic first axis need not be a batch: the example's own size may be what works.
-        larger = dim_sizes(inputs, BATCH) | {d: s for d, s in _example_sizes(inputs).items() if s > 1}
-        if larger == dim_sizes(inputs, BATCH):
+        larger = sizes | {d: s for d, s in _example_sizes(inputs).items() if s > 1}
+        if larger == sizes:
             raise
-        feeds = seeded_feeds(inputs, samples=1, sizes=larger)[0]
+        feeds = feeds_of(inputs, larger, real, seed=0)
         tensors = tensors_of(feeds, inputs, device)
         own, values = run_forward(module, inputs, tensors)
     if names is not None and len(names) != len(values):
@@ -104,29 +138,12 @@ def prepare(module: nn.Module, inputs: Sequence[TensorSpec], names: Sequence[str
     chosen = tuple(names) if names is not None else output_names(own, len(values), inputs)
     # The forward may have written into its inputs.
     tensors = tensors_of(feeds, inputs, device)
-    return Traced(Flat(module).eval(), tuple(inputs), feeds, tensors, chosen)
+    shapes = {name: tuple(value.shape) for name, value in zip(chosen, values, strict=True)}
+    return Traced(Flat(module).eval(), tuple(inputs), feeds, tensors, chosen, shapes)
 
 
 def _example_sizes(inputs: Sequence[TensorSpec]) -> dict[str, int]:
     return {d: s for spec in inputs for d, s in zip(spec.shape, spec.concrete(), strict=True) if isinstance(d, str)}
-
-
-def other_sizes(inputs: Sequence[TensorSpec], traced: Mapping[str, Array], lowest: Mapping[str, int]) -> list[dict[str, Array]]:
-    """Feeds to verify on, beside what was traced: a batch of 1; a batch of 3 with the other dimensions doubled.
-
-    Doubled, because that keeps whatever divisibility the example had. `lowest` names dimensions for
-    which the exporter assumed a least size: one less is where another branch of the network's code
-    may begin.
-    """
-    used = _sizes_in(inputs, traced)
-    first = {spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], str)}
-    wanted = []
-    if first:
-        wanted.append({d: 1 if d in first else s for d, s in used.items()})
-    if set(used) - first:
-        wanted.append({d: 3 if d in first else 2 * s for d, s in used.items()})
-    wanted += [{**used, dim: size - 1} for dim, size in lowest.items()]
-    return [seeded_feeds(inputs, seed=1, samples=1, sizes=sizes)[0] for sizes in wanted]
 
 
 def followed_dims(module: nn.Module, traced: Traced) -> dict[str, dict[int, str]]:
@@ -134,13 +151,13 @@ def followed_dims(module: nn.Module, traced: Traced) -> dict[str, dict[int, str]
 
     The torchscript exporter invents a name for every dynamic dimension of an output.
     """
-    used = _sizes_in(traced.inputs, traced.feeds)
-    before = _output_shapes(module, traced, traced.feeds)
+    used = sizes_in(traced.inputs, traced.feeds)
+    before = traced.shapes
     follows: dict[str, dict[int, str]] = {name: {} for name in traced.names}
     for dim, size in used.items():
         changed = size + 1 if any(spec.shape[:1] == (dim,) for spec in traced.inputs) else 2 * size
         try:
-            after = _output_shapes(module, traced, seeded_feeds(traced.inputs, samples=1, sizes={**used, dim: changed})[0])
+            after = _output_shapes(module, traced, feeds_of(traced.inputs, {**used, dim: changed}, None))
         except NetworkError:
             continue
         for name in traced.names:
@@ -153,7 +170,3 @@ def followed_dims(module: nn.Module, traced: Traced) -> dict[str, dict[int, str]
 def _output_shapes(module: nn.Module, traced: Traced, feeds: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
     _, values = run_forward(module, traced.inputs, tensors_of(feeds, traced.inputs, device_of(module)))
     return {name: tuple(value.shape) for name, value in zip(traced.names, values, strict=True)}
-
-
-def _sizes_in(inputs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> dict[str, int]:
-    return {d: s for spec in inputs for d, s in zip(spec.shape, feeds[spec.name].shape, strict=True) if isinstance(d, str)}

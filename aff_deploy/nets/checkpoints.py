@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from aff_deploy.artifact import check_input
 from aff_deploy.artifact import sha256 as sha256_of
@@ -80,7 +80,8 @@ def load_weights(
     found, prefix = _fitted(net, checkpoint, wanted)
     for name, value in found.items():
         _check_tensor(checkpoint.path, name, value, wanted, found)
-    notes = list(checkpoint.notes)
+    _check_statistics(net, checkpoint.path, found)
+    notes = [*checkpoint.notes, *_note_not_finite(net, found)]
     if prefix:
         notes.append(f"every name begins with {prefix!r}, which was left out")
     gluon = is_gluon(checkpoint.tensors) or checkpoint.format == "MXNet"
@@ -213,6 +214,33 @@ def _check_tensor(path: Path, name: str, value: Tensor, tensors: Mapping[str, Te
         raise WeightsError(
             f"{path}: {name} is {kind_of(value)}, the network's is {kind_of(wanted)}", fix="give dense floating-point weights"
         )
+
+
+def _check_statistics(net: nn.Module, path: Path, found: Mapping[str, Tensor]) -> None:
+    """Refuse statistics that no training makes: an infinite variance would silence a channel without a trace."""
+    for place, module in net.named_modules():
+        if not isinstance(module, _NormBase):
+            continue
+        for kind in ("running_mean", "running_var"):
+            name = f"{place}.{kind}" if place else kind
+            value = found.get(name)
+            if value is None:
+                continue
+            broken = "infinite or NaN" if not bool(value.isfinite().all()) else ""
+            if kind == "running_var" and bool((value < 0).any()):
+                broken = "negative"
+            if broken:
+                raise WeightsError(
+                    f"{path}: {name} of a {type(module).__name__} has {broken} values",
+                    fix="give weights of a training that did not diverge, or write them again",
+                )
+
+
+def _note_not_finite(net: nn.Module, found: Mapping[str, Tensor]) -> list[str]:
+    """A line that names the parameters with infinite or NaN values, which may lie in parts that are not used."""
+    parameters = {name for name, _ in net.named_parameters()}
+    bad = [name for name, value in found.items() if name in parameters and not bool(value.isfinite().all())]
+    return [f"infinite or NaN values in {_listed('tensors', bad)}"] if bad else []
 
 
 def _listed(what: str, names: Sequence[str]) -> str:

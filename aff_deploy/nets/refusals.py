@@ -23,6 +23,8 @@ MAX_ARCHIVE = 16 << 30
 MAX_PICKLE = 64 << 20
 MAX_OPERATIONS = 1_000_000
 MAX_NAME = 100
+CHUNK = 1 << 20
+"""Bytes of a record read at a time."""
 
 PROGRAMS = (
     "posix.",
@@ -68,6 +70,29 @@ def check_archive(path: Path) -> None:
         raise WeightsError(f"{path} is a NumPy .npz file, not a weights file", fix=f"make one of it: {made}")
     if not any(name.endswith("/data.pkl") or name == "data.pkl" for name in names):
         raise WeightsError(f"{path} is a zip archive without a PyTorch file in it", fix="give the file that torch.save wrote")
+    if (damaged := _damaged_record(path)) is not None:
+        raise WeightsError(f"{path} is damaged: its record {damaged[:MAX_NAME]!r} does not have its checksum", fix=AGAIN)
+
+
+def _damaged_record(path: Path) -> str | None:
+    """The first record whose content is not what its CRC-32 says, which PyTorch's reader does not look at.
+
+    Where all are 0, whoever wrote the file left them out (``torch.serialization.set_crc32_options``). Compressed
+    records, which PyTorch does not write, are left to its reader: they could unpack to anything.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if not any(record.CRC for record in archive.infolist()):
+            return None
+        for record in archive.infolist():
+            if record.compress_type != zipfile.ZIP_STORED:
+                continue
+            try:
+                with archive.open(record) as stream:
+                    while stream.read(CHUNK):
+                        pass
+            except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError):
+                return record.filename
+    return None
 
 
 def refused(path: Path, complaint: str, keys: Sequence[str]) -> WeightsError:

@@ -10,7 +10,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +22,7 @@ from aff_deploy.artifact import check_input, is_input, note_read
 from aff_deploy.errors import AffDeployError, NetworkError, WeightsError
 from aff_deploy.nets.architectures import FACTORIES
 from aff_deploy.nets.checkpoints import LoadedWeights, load_weights
+from aff_deploy.nets.deployable import require_deployable, require_evaluating, unwrap
 from aff_deploy.recipe import Recipe, bundled_recipes, find_recipe
 from aff_deploy.spec import TensorSpec
 
@@ -113,7 +114,8 @@ def network_of_recipe(
         loaded = load_weights(module, weights, sha256=recipe.weights_sha256 or None, key=key, share_global=said)
     elif weights_key is not None:
         raise _no_weights(weights_key)
-    return Network(recipe.name, _frozen(module), tuple(inputs) or recipe.inputs, recipe, weights, loaded)
+    taken = _with_ranges(inputs, recipe.inputs) or recipe.inputs
+    return Network(recipe.name, _frozen(module), taken, recipe, weights, loaded)
 
 
 def _said(arguments: Mapping[str, Any] | None) -> bool | None:
@@ -127,7 +129,15 @@ def _no_weights(key: str) -> WeightsError:
 
 
 def _frozen(module: nn.Module) -> nn.Module:
-    return module.eval().requires_grad_(False)
+    module.eval()
+    require_evaluating(module)
+    return module.requires_grad_(False)
+
+
+def _with_ranges(inputs: Sequence[TensorSpec], described: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """`inputs` with what a recipe says of the values of inputs of the same name and dtype."""
+    drawn = {(spec.name, spec.dtype): spec.distribution for spec in described}
+    return tuple(replace(spec, distribution=spec.distribution or drawn.get((spec.name, spec.dtype))) for spec in inputs)
 
 
 def _unknown(reference: str) -> NetworkError:
@@ -157,14 +167,20 @@ def _build(reference: str, folder: Path, arguments: Mapping[str, Any]) -> nn.Mod
         if isinstance(factory, nn.Module):
             if arguments:
                 raise NetworkError(f"{reference} is a module, which takes no arguments", fix="name the callable that builds it")
-            return factory
+            return _usable(factory)
         if not callable(factory):
             raise NetworkError(f"{reference} is a {type(factory).__name__}", fix="name a callable that returns an nn.Module")
         network = _call(factory, reference, arguments)
     _note_sources(place)
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{reference} returned a {type(network).__name__}, not a torch.nn.Module", fix="return the network")
-    return network
+    return _usable(network)
+
+
+def _usable(module: nn.Module) -> nn.Module:
+    inner = unwrap(module)
+    require_deployable(inner)
+    return inner
 
 
 def _note_sources(folder: Path) -> None:

@@ -10,7 +10,6 @@ from aff_deploy.recipe.reading import load_recipe
 from aff_deploy.recipe.tables import nearest
 from aff_deploy.recipe.values import (
     CalibrationData,
-    Distribution,
     EngineSettings,
     Evaluation,
     ExportSettings,
@@ -21,7 +20,6 @@ from aff_deploy.recipe.writing import dump_recipe
 
 __all__ = [
     "CalibrationData",
-    "Distribution",
     "EngineSettings",
     "Evaluation",
     "ExportSettings",

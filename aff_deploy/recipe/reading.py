@@ -9,18 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aff_deploy.errors import RecipeError
+from aff_deploy.errors import RecipeError, UsageError
 from aff_deploy.recipe.tables import Table, read_toml
 from aff_deploy.recipe.values import (
     CalibrationData,
-    Distribution,
     EngineSettings,
     Evaluation,
     ExportSettings,
     Preprocessing,
     Recipe,
 )
-from aff_deploy.spec import DTYPES, MAX_ELEMENTS, TOLERANCES, Dim, Precision, ShapeProfile, TensorSpec, Tolerance
+from aff_deploy.spec import DTYPES, MAX_ELEMENTS, TOLERANCES, Dim, Distribution, Precision, ShapeProfile, TensorSpec, Tolerance
 
 RECIPE_FILE = "recipe.toml"
 LAYOUTS = ("as-is", "channels-last")
@@ -29,12 +28,6 @@ BACKENDS = ("tensorrt", "tensorrt-rtx")
 IO_TYPES = ("fp32", "fp16")
 MAX_SIDE = 65536
 MAX_DRAWN = 1e30
-INTEGER_BOUNDS = {
-    **{f"int{bits}": (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) for bits in (8, 32)},
-    "uint8": (0.0, 255.0),
-    "int64": (-(2.0**53), 2.0**53),
-}
-"""What a distribution of each integer type may name; of int64, what a TOML number holds exactly."""
 BOUNDS = ("min", "opt", "max")
 _NETWORK = re.compile(r"[^:\0]+:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _DYNAMIC = re.compile(r"[A-Za-z_]\w*")
@@ -57,7 +50,7 @@ def load_recipe(path: Path) -> Recipe:
     weights = top.table("weights", ("file", "sha256", "key"))
     if weights.values:
         weights.require("file")
-    inputs, distributions, profile = _read_inputs(top)
+    inputs, profile = _read_inputs(top)
     export = top.table("export", ("opset", "exporter"))
     serving = top.table("serving", ("max_batch_size",))
     return Recipe(
@@ -71,7 +64,6 @@ def load_recipe(path: Path) -> Recipe:
         weights_sha256=weights.sha256("sha256"),
         weights_key=weights.text("key"),
         preprocessing=_read_preprocessing(top),
-        distributions=distributions,
         profile=profile,
         tolerance=_read_tolerance(top),
         evaluation=_read_evaluation(top, inputs),
@@ -103,10 +95,9 @@ def _read_arguments(top: Table) -> Mapping[str, Any]:
     return value
 
 
-def _read_inputs(top: Table) -> tuple[tuple[TensorSpec, ...], dict[str, Distribution], ShapeProfile | None]:
+def _read_inputs(top: Table) -> tuple[tuple[TensorSpec, ...], ShapeProfile | None]:
     specs: list[TensorSpec] = []
     shapeless: list[Table] = []
-    distributions: dict[str, Distribution] = {}
     ranges: dict[str, dict[str, tuple[int, ...]]] = {bound: {} for bound in BOUNDS}
     for table in top.tables("inputs", ("name", "shape", "dtype", "min", "opt", "max", "distribution")):
         table.require("name", "shape")
@@ -125,18 +116,21 @@ def _read_inputs(top: Table) -> tuple[tuple[TensorSpec, ...], dict[str, Distribu
             shapeless.append(table)
         # Without one, whoever needs sizes chooses them.
         example = ranges["opt"].get(name)
-        specs.append(TensorSpec(name, shape, table.choice("dtype", "float32", DTYPES), example))
-        if "distribution" in table:
-            distributions[name] = _read_distribution(table, specs[-1].dtype)
+        dtype = table.choice("dtype", "float32", DTYPES)
+        drawn = _read_distribution(table) if "distribution" in table else None
+        try:
+            specs.append(TensorSpec(name, shape, dtype, example, drawn))
+        except UsageError as error:
+            raise RecipeError(f"{top.path}: {error.message}", fix=error.fix) from None
     if not specs:
         raise RecipeError(f"{top.path}: 'inputs' is empty", fix="describe each input in a table [[inputs]]")
     complete = all(name in sizes for sizes in ranges.values() for name in (s.name for s in specs if s.is_dynamic))
     if shapeless and any(spec.is_dynamic and spec.name in ranges["min"] for spec in specs):
         shapeless[0].require(*BOUNDS)
     if not any(spec.is_dynamic for spec in specs) or not complete:
-        return tuple(specs), distributions, None
+        return tuple(specs), None
     full = {bound: {s.name: sizes.get(s.name) or s.concrete() for s in specs} for bound, sizes in ranges.items()}
-    return tuple(specs), distributions, ShapeProfile(full["min"], full["opt"], full["max"])
+    return tuple(specs), ShapeProfile(full["min"], full["opt"], full["max"])
 
 
 def _read_shape(table: Table) -> tuple[Dim, ...]:
@@ -174,9 +168,9 @@ def _check_order(table: Table, shape: tuple[Dim, ...], bounds: Mapping[str, tupl
             raise table.wrong(lower, f"no larger than {table.name(upper)} {list(bounds[upper])}")
 
 
-def _read_distribution(table: Table, dtype: str) -> Distribution:
-    # What lies beyond the type cannot be drawn, and what is near its end is no data.
-    low, high = INTEGER_BOUNDS.get(dtype, (-MAX_DRAWN, MAX_DRAWN))
+def _read_distribution(table: Table) -> Distribution:
+    # What is near the end of a float's range is no data; what lies beyond an integer's, `TensorSpec` refuses.
+    low, high = -MAX_DRAWN, MAX_DRAWN
     entry = table.table("distribution", ("kind", "mean", "std", "low", "high"))
     if entry.choice("kind", "normal", ("normal", "uniform")) == "uniform":
         entry = table.table("distribution", ("kind", "low", "high"))

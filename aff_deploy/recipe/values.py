@@ -19,19 +19,6 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Distribution:
-    """How seeded data for an input is drawn: ``normal`` with (mean, std) or ``uniform`` with (low, high).
-
-    It describes what the network sees, so *after* preprocessing. Integer inputs are drawn from
-    ``uniform`` with both ends included.
-    """
-
-    kind: str = "normal"
-    first: float = 0.0
-    second: float = 1.0
-
-
-@dataclass(frozen=True)
 class Preprocessing:
     """How raw data becomes the first input: ``(raw * scale - mean) / std``, per channel (axis 1).
 
@@ -144,7 +131,6 @@ class Recipe:
     weights_sha256: str = ""
     weights_key: str = ""
     preprocessing: Preprocessing = Preprocessing()
-    distributions: Mapping[str, Distribution] = field(default_factory=lambda: _NOTHING)
     profile: ShapeProfile | None = None
     tolerance: Mapping[Precision, Tolerance] = field(default_factory=lambda: TOLERANCES)
     evaluation: Evaluation | None = None
@@ -153,10 +139,6 @@ class Recipe:
     engine: EngineSettings = EngineSettings()
     profiles: tuple[ShapeProfile, ...] = ()
     serving: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
-
-    def distribution(self, name: str) -> Distribution:
-        """Where seeded data for the input `name` comes from (standard normal unless the recipe says)."""
-        return self.distributions.get(name, Distribution())
 
     @property
     def engine_profiles(self) -> tuple[ShapeProfile, ...]:

@@ -8,14 +8,13 @@ import tomli_w
 
 from aff_deploy.recipe.values import (
     CalibrationData,
-    Distribution,
     EngineSettings,
     Evaluation,
     ExportSettings,
     Preprocessing,
     Recipe,
 )
-from aff_deploy.spec import TOLERANCES, ShapeProfile, TensorSpec
+from aff_deploy.spec import TOLERANCES, Distribution, ShapeProfile, TensorSpec
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -53,9 +52,8 @@ def _input(recipe: Recipe, spec: TensorSpec) -> dict[str, Any]:
             entry[bound] = list(getattr(recipe.profile, bound)[spec.name])
     elif spec.example is not None and spec.is_dynamic:
         entry["opt"] = list(spec.example)
-    drawn = recipe.distributions.get(spec.name)
-    if drawn is not None:
-        entry["distribution"] = _distribution(drawn)
+    if spec.distribution is not None:
+        entry["distribution"] = _distribution(spec.distribution)
     return entry
 
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from aff_deploy.artifact import open_archive
 from aff_deploy.errors import AffDeployError, DataError
-from aff_deploy.recipe import Distribution, Preprocessing, Recipe
+from aff_deploy.recipe import Preprocessing, Recipe
 from aff_deploy.runtimes import Array, numpy_dtype, shape_text
-from aff_deploy.spec import MAX_ELEMENTS, TensorSpec
+from aff_deploy.spec import INTEGER_BOUNDS, MAX_ELEMENTS, Distribution, TensorSpec
 
 MAX_FILE_BYTES = 16 * 2**30
 MAX_HEADER_BYTES = 65536
@@ -24,7 +24,30 @@ MAX_NPZ_BYTES = 8 * 2**30
 LABELS = frozenset({"label", "labels", "target", "targets", "y", "classes"})
 BATCH = 32
 INTEGER_RANGE = (0, 2)
-"""Both ends included. Small, because integers are mostly indices into tables of unknown size."""
+"""Both ends included, where nothing is said: integers are mostly indices into tables of unknown size."""
+FREE_SIZE = 64
+"""Size of a dynamic dimension of which nothing is known; networks divide it by 2 up to six times."""
+
+
+def free_sizes(inputs: Sequence[TensorSpec]) -> dict[str, int]:
+    """A size for each dynamic dimension after the first axis, by name, for data drawn without an example."""
+    return {dim: FREE_SIZE for spec in inputs if spec.example is None for dim in spec.shape[1:] if isinstance(dim, str)}
+
+
+def unknown_ranges(inputs: Sequence[TensorSpec]) -> tuple[str, ...]:
+    """The integer inputs of which nobody said what values they take; uint8 takes all that it holds."""
+    kinds = set(INTEGER_BOUNDS) - {"uint8"}
+    return tuple(spec.name for spec in inputs if spec.dtype in kinds and spec.distribution is None)
+
+
+def describe_seeded(inputs: Sequence[TensorSpec]) -> str:
+    """What to call seeded data for `inputs`: it says which integers were drawn from a few values alone."""
+    if not (names := unknown_ranges(inputs)):
+        return "seeded"
+    low, high = INTEGER_RANGE
+    listed = ", ".join(repr(name) for name in names)
+    said = f"seeded, {listed} from {low} to {high} alone: other values are not covered"
+    return f"{said} (say them with --range, or distribution in a recipe)"
 
 
 def seeded_feeds(
@@ -40,14 +63,15 @@ def seeded_feeds(
 
     A dynamic first dimension gives batches of 1, 3 and then up to `batch` rows until there are
     `samples` rows (at least 4, so that both sizes occur); a fixed one gives as many batches as
-    needed. Floats are standard normal, integers 0 to 2, booleans fair, unless the recipe describes
-    the input.
+    needed. Values follow each spec's ``distribution``; without one floats are standard normal, uint8
+    takes its whole range, other integers are `INTEGER_RANGE` (`unknown_ranges` names them), and
+    booleans are fair.
 
     Args:
         inputs: names, shapes and dtypes.
         seed: of numpy's generator.
         samples: rows in all.
-        recipe: its distributions and, for the batch's bounds, its shape profile.
+        recipe: its shape profile bounds the batch.
         batch: most rows in one batch.
         sizes: sizes of dynamic dimensions by name, in place of the specs' examples.
     """
@@ -62,7 +86,7 @@ def seeded_feeds(
     feeds = []
     for count in rows:
         named = {**(sizes or {}), **({first: count} if isinstance(first, str) else {})}
-        feeds.append({spec.name: _draw(generator, spec, _sized(spec, named, inputs), recipe) for spec in inputs})
+        feeds.append({spec.name: _draw(generator, spec, _sized(spec, named, inputs)) for spec in inputs})
     return feeds
 
 
@@ -93,21 +117,36 @@ def _row_counts(samples: int, least: int, most: int) -> list[int]:
     return counts
 
 
-def _draw(generator: np.random.Generator, spec: TensorSpec, shape: tuple[int, ...], recipe: Recipe | None) -> Array:
+def _draw(generator: np.random.Generator, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     if (count := math.prod(shape)) > MAX_ELEMENTS:
         said = f"input {spec.name!r} would be drawn as {shape_text(shape)}, {count} elements"
         raise DataError(said, fix=f"at most {MAX_ELEMENTS} are drawn: give the network smaller shapes")
-    described = recipe.distributions.get(spec.name) if recipe is not None else None
+    drawn = spec.distribution
     dtype = numpy_dtype(spec.dtype)
     if dtype.kind == "b":
         return np.asarray(generator.random(shape) < 0.5)
     if dtype.kind in "iu":
-        low, high = (int(described.first), int(described.second)) if described is not None else INTEGER_RANGE
-        return np.asarray(generator.integers(low, high, size=shape, dtype=dtype.type, endpoint=True))
-    kind = described or Distribution()
-    if kind.kind == "normal":
-        return np.asarray(generator.normal(kind.first, kind.second, shape)).astype(dtype)
-    return np.asarray(generator.uniform(kind.first, kind.second, shape)).astype(dtype)
+        return _draw_integers(generator, spec, shape)
+    drawn = drawn or Distribution()
+    if drawn.kind == "normal":
+        return np.asarray(generator.normal(drawn.first, drawn.second, shape)).astype(dtype)
+    return np.asarray(generator.uniform(drawn.first, drawn.second, shape)).astype(dtype)
+
+
+def _draw_integers(generator: np.random.Generator, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+    drawn, dtype = spec.distribution, numpy_dtype(spec.dtype)
+    bounds = INTEGER_BOUNDS[spec.dtype]
+    if drawn is not None and drawn.kind == "normal":
+        values = np.rint(generator.normal(drawn.first, drawn.second, shape))
+        return np.asarray(np.clip(values, bounds[0], min(bounds[1], 2**62)).astype(dtype))
+    low, high = bounds if spec.dtype == "uint8" else INTEGER_RANGE
+    if drawn is not None:
+        low, high = int(drawn.first), int(drawn.second)
+    values = np.asarray(generator.integers(low, high, size=shape, dtype=dtype.type, endpoint=True))
+    if values.size > 1:
+        # The ends are where tables end and types overflow, and few values seldom hold them.
+        values.flat[0], values.flat[-1] = low, high
+    return values
 
 
 def load_npz_feeds(

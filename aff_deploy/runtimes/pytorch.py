@@ -12,7 +12,7 @@ from torch import nn
 
 from aff_deploy.errors import NetworkError
 from aff_deploy.runtimes import Array, Feeds, check_feeds, numpy_dtype, shape_text
-from aff_deploy.spec import TensorSpec
+from aff_deploy.spec import INTEGER_BOUNDS, TensorSpec
 
 
 @contextlib.contextmanager
@@ -57,6 +57,7 @@ def flatten_outputs(value: object) -> tuple[tuple[str, ...] | None, tuple[torch.
         NetworkError: naming the position and type of what is not a tensor.
     """
     if isinstance(value, torch.Tensor):
+        _require_plain(0, value)
         return None, (value,)
     names: tuple[str, ...] | None = None
     if isinstance(value, Mapping):
@@ -76,13 +77,29 @@ def flatten_outputs(value: object) -> tuple[tuple[str, ...] | None, tuple[torch.
     if not items:
         raise NetworkError("the network returns nothing", fix="return at least one tensor")
     for position, item in items:
-        if not isinstance(item, torch.Tensor):
+        if isinstance(item, torch.Tensor):
+            _require_plain(position, item)
+        else:
             kind = "a nested " + type(item).__name__ if isinstance(item, (tuple, list, Mapping)) else type(item).__name__
             raise NetworkError(
                 f"output {position!r} of the network is {kind}, not a tensor",
                 fix="return a tensor, or one flat tuple, list or dict of tensors",
             )
     return names, tuple(item for _, item in items)
+
+
+def _require_plain(position: object, tensor: torch.Tensor) -> None:
+    """Refuse tensors of which neither numpy nor ONNX has a counterpart."""
+    found = [
+        ("nested", tensor.is_nested, "pad it to one tensor"),
+        ("complex", tensor.is_complex(), "return its real and imaginary parts (torch.view_as_real)"),
+        (f"{str(tensor.layout).removeprefix('torch.')}", tensor.layout != torch.strided, "return it dense (to_dense())"),
+        ("on the meta device, without values", tensor.is_meta, "build the network on the CPU"),
+        ("quantised", tensor.is_quantized, "return it dequantised"),
+    ]
+    for kind, present, fix in found:
+        if present:
+            raise NetworkError(f"output {position!r} of the network is {kind}", fix=fix)
 
 
 def output_names(names: Sequence[str] | None, count: int, inputs: Sequence[TensorSpec]) -> tuple[str, ...]:
@@ -116,10 +133,45 @@ def run_forward(
         reason = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, RuntimeError):
             reason = f"{type(error).__name__}: {reason}"
-        raise NetworkError(
-            f"forward failed on input {given}: {reason}", fix="check the inputs' number, shapes and dtypes against the network"
-        ) from error
+        if instead := _find_convention(module, inputs, tensors):
+            raise NetworkError(
+                f"the network's forward takes {instead}, and inputs are passed one by one ({given})",
+                fix="wrap it in a module whose forward takes tensors and passes them on",
+            ) from error
+        raise NetworkError(f"forward failed on input {given}: {reason}", fix=_advise(module, inputs)) from error
     return flatten_outputs(value)
+
+
+def _advise(module: nn.Module, inputs: Sequence[TensorSpec]) -> str:
+    """What to look at where a forward failed."""
+    held = {str(tensor.dtype).removeprefix("torch.") for tensor in module.parameters() if tensor.is_floating_point()}
+    fed = {spec.dtype for spec in inputs if "float" in spec.dtype}
+    if held and fed and not held & fed:
+        kind = sorted(held)[0]
+        return f"its weights are {kind}: give its input as {kind} too, or build it with net.float()"
+    fix = "check the inputs' number, shapes and dtypes against the network"
+    if any(spec.dtype in INTEGER_BOUNDS for spec in inputs):
+        fix += ", and say what integers it takes (--range NAME:LOW:HIGH, or distribution in a recipe)"
+    return fix
+
+
+def _find_convention(module: nn.Module, inputs: Sequence[TensorSpec], tensors: Sequence[torch.Tensor]) -> str:
+    """What a forward takes that failed on separate tensors, tried out: a dict, a list, keywords; empty where none works."""
+    named = {spec.name: tensor for spec, tensor in zip(inputs, tensors, strict=True)}
+    try:
+        module(dict(named))
+        return "a dict of tensors"
+    except KeyError as error:
+        return f"a dict with the key {error.args[0]!r}" if error.args else "a dict of tensors"
+    except Exception:  # whatever the network raises: it does not take this
+        pass
+    with contextlib.suppress(Exception):
+        module(list(tensors))
+        return "one list of tensors"
+    with contextlib.suppress(Exception):
+        module(**named)
+        return "its inputs by keyword, in another order or after others"
+    return ""
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:

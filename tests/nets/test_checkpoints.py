@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -192,3 +193,71 @@ def test_dtypes_that_do_not_fit(tmp_path: Path, dtype: torch.dtype) -> None:
     stored["2.weight"] = stored["2.weight"].to(dtype)
     torch.save(stored, tmp_path / "w.pth")
     assert "2.weight is strided" in refusal(tmp_path / "w.pth")
+
+
+def flipped(path: Path, record: str) -> Path:
+    """`path` with one bit of the named record of its archive changed."""
+    with zipfile.ZipFile(path) as archive:
+        info = next(info for info in archive.infolist() if info.filename.endswith(record))
+        start = info.header_offset + 30 + len(info.filename)
+    data = bytearray(path.read_bytes())
+    extra = int.from_bytes(data[info.header_offset + 28 : info.header_offset + 30], "little")
+    data[start + extra + info.file_size // 2] ^= 1
+    damaged = path.with_name(f"damaged_{path.name}")
+    damaged.write_bytes(data)
+    return damaged
+
+
+@pytest.mark.parametrize("record", ["data/0", "data/1", "byteorder"])
+def test_a_flipped_bit_is_found_by_its_checksum(tmp_path: Path, record: str) -> None:
+    torch.manual_seed(0)
+    torch.save(nn.Linear(30, 20).state_dict(), tmp_path / "w.pt")
+    load_weights(nn.Linear(30, 20), tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=rf"is damaged: its record '.*{record}' does not have its checksum; it may be"):
+        load_weights(nn.Linear(30, 20), flipped(tmp_path / "w.pt", record))
+
+
+def test_a_file_without_checksums_is_loaded(tmp_path: Path) -> None:
+    computed = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "w.pt")
+    finally:
+        torch.serialization.set_crc32_options(computed)
+    load_weights(nn.Linear(3, 2), tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("1.running_var", float("inf"), "infinite or NaN"),
+        ("1.running_mean", float("nan"), "infinite or NaN"),
+        ("1.running_var", -1e-3, "negative"),
+    ],
+)
+def test_statistics_that_no_training_makes_are_refused(tmp_path: Path, name: str, value: float, what: str) -> None:
+    state = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)).state_dict()
+    state[name][1] = value
+    safetensors.torch.save_file(state, tmp_path / "w.safetensors")
+    net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    with pytest.raises(WeightsError, match=rf"{name} of a BatchNorm2d has {what} values; give weights of a training"):
+        load_weights(net, tmp_path / "w.safetensors")
+    assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
+
+
+def test_parameters_that_are_not_finite_are_told(tmp_path: Path) -> None:
+    """Told and not refused: they may lie in a part that is not used; and a mask of -inf is a buffer."""
+
+    class Masked(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 2)
+            self.register_buffer("mask", torch.full((2,), float("-inf")))
+
+    net = Masked()
+    torch.save(net.state_dict(), tmp_path / "w.pt")
+    assert load_weights(net, tmp_path / "w.pt").notes == ()
+    state = net.state_dict()
+    state["weight"][0, 0] = float("nan")
+    torch.save(state, tmp_path / "w.pt")
+    assert load_weights(Masked(), tmp_path / "w.pt").notes == ("infinite or NaN values in 1 tensors (weight)",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import numpy as np
 import pytest
 
 from aff_deploy.errors import DataError
-from aff_deploy.recipe import Distribution, Preprocessing, Recipe
+from aff_deploy.recipe import Preprocessing, Recipe
 from aff_deploy.runtimes import check_feeds
-from aff_deploy.runtimes.feeds import load_npz_feeds, seeded_feeds
-from aff_deploy.spec import ShapeProfile, TensorSpec
+from aff_deploy.runtimes.feeds import describe_seeded, load_npz_feeds, seeded_feeds, unknown_ranges
+from aff_deploy.spec import Distribution, ShapeProfile, TensorSpec, apply_ranges
 
 IMAGE = TensorSpec("image", ("n", 1, 2, 2))
 
@@ -47,17 +48,39 @@ def test_a_fixed_batch_is_repeated() -> None:
 
 def test_seeded_feeds_follow_the_recipe() -> None:
     shapes = {"image": (2, 1, 2, 2)}, {"image": (4, 1, 2, 2)}, {"image": (5, 1, 2, 2)}
-    described = recipe(distributions={"image": Distribution("uniform", 5.0, 6.0)}, profile=ShapeProfile(*shapes))
-    feeds = seeded_feeds([IMAGE], samples=50, recipe=described)
+    drawn = replace(IMAGE, distribution=Distribution("uniform", 5.0, 6.0))
+    feeds = seeded_feeds([drawn], samples=50, recipe=recipe(profile=ShapeProfile(*shapes)))
     assert {feed["image"].shape[0] for feed in feeds} == {2, 3, 5}
     assert min(feed["image"].min() for feed in feeds) >= 5
     assert max(feed["image"].max() for feed in feeds) <= 6
-    shifted = seeded_feeds([IMAGE], samples=50, recipe=recipe(distributions={"image": Distribution("normal", 100.0, 0.1)}))
+    shifted = seeded_feeds([replace(IMAGE, distribution=Distribution("normal", 100.0, 0.1))], samples=50)
     assert abs(shifted[2]["image"].mean() - 100) < 1
-    integers = seeded_feeds(
-        [TensorSpec("image", (9, 9), "int32")], recipe=recipe(distributions={"image": Distribution("uniform", 7, 8)})
-    )
-    assert set(np.unique(integers[0]["image"])) == {7, 8}
+
+
+def test_uint8_takes_all_that_it_holds_and_other_integers_what_is_said() -> None:
+    specs = (TensorSpec("pixels", (64, 64), "uint8"), TensorSpec("ids", (64, 64), "int64"), TensorSpec("q", (64, 64), "int8"))
+    drawn = seeded_feeds(specs)[0]
+    assert set(np.unique(drawn["pixels"])) == set(range(256))
+    assert unknown_ranges(specs) == ("ids", "q")
+    assert "'ids', 'q' from 0 to 2 alone: other values are not covered" in describe_seeded(specs)
+    said = apply_ranges(specs, ["ids:5:1000", "q:-128:127", "pixels:7:8"])
+    drawn = seeded_feeds(said)[0]
+    assert (drawn["ids"].min(), drawn["ids"].max()) == (5, 1000)
+    assert (drawn["q"].min(), drawn["q"].max()) == (-128, 127)
+    assert set(np.unique(drawn["pixels"])) == {7, 8}
+    few = seeded_feeds(apply_ranges([TensorSpec("ids", (1, 2), "int64")], ["ids:5:1000"]))[0]["ids"]
+    assert few.tolist() == [[5, 1000]]
+    assert unknown_ranges(said) == ()
+    assert describe_seeded(said) == "seeded"
+
+
+def test_integers_of_a_normal_distribution_are_rounded_and_fit() -> None:
+    spread = TensorSpec("q", (64, 64), "int8", distribution=Distribution("normal", 100.0, 50.0))
+    drawn = seeded_feeds([spread])[0]["q"]
+    assert drawn.max() == 127
+    assert 80 < drawn.mean() < 110
+    wide = TensorSpec("q", (9, 9), "int64", distribution=Distribution("normal", 0.0, 1e30))
+    assert seeded_feeds([wide])[0]["q"].dtype == np.int64
 
 
 def save(path: Path, **arrays: Any) -> Path:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from aff_deploy.errors import DataError, MissingDependency
-from aff_deploy.precision.images import find_images, read_images
+from aff_deploy.runtimes.images import find_images, read_images
 
 
 def save(path: Path, pixels: Any, **options: Any) -> Path:
