@@ -105,9 +105,12 @@ def follow(layout: Layout, node: gs.Node) -> Layout | None:
         return layout
     if is_op(node, "Transpose"):
         order = node.attrs.get("perm") or range(len(layout.axes) - 1, -1, -1)
+        if sorted(order) != list(range(len(layout.axes))):
+            return None
         return replace(layout, axes=tuple(layout.axes[i] for i in order))
     if is_op(node, "Flatten"):
-        cut = node.attrs.get("axis", 1) % (len(layout.axes) + 1)
+        axis = node.attrs.get("axis", 1)
+        cut = axis + len(layout.axes) if axis < 0 else axis
         return replace(layout, axes=(_merge(layout.axes[:cut]), _merge(layout.axes[cut:])))
     if is_op(node, "Squeeze"):
         return _squeeze(layout, _axes(node, len(layout.axes)))
@@ -138,9 +141,12 @@ def _merge(axes: Sequence[Atoms]) -> Atoms:
 
 
 def _axes(node: gs.Node, rank: int) -> list[int] | None:
-    """The axes a node names in an attribute or a constant input, made positive; None if it names none."""
+    """The axes a node names in an attribute or a constant input, made positive; None if it names none that there are."""
     axes = named_axes(node)
-    return None if axes is None else [axis % rank for axis in axes]
+    if axes is None or not all(-rank <= axis < rank for axis in axes):
+        return None
+    positive = [axis % rank for axis in axes]
+    return positive if len(set(positive)) == len(positive) else None
 
 
 def _squeeze(layout: Layout, axes: Sequence[int] | None) -> Layout | None:

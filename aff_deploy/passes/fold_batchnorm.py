@@ -76,6 +76,8 @@ def read_batchnorm(node: gs.Node) -> Affine | None:
         return None
     if not all(isinstance(tensor, gs.Constant) for tensor in node.inputs[1:5]):
         return None
+    if len(node.inputs[1].shape) != 1 or len({tuple(tensor.shape) for tensor in node.inputs[1:5]}) > 1:
+        return None
     gamma, beta, mean, var = (np.asarray(tensor.values, dtype=np.float64) for tensor in node.inputs[1:5])
     epsilon = float(node.attrs.get("epsilon", DEFAULT_EPSILON))
     with np.errstate(all="ignore"):
