@@ -20,6 +20,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TypeProto, checker, helper, 
 from aff_deploy.artifact import Artifact, staged_file, write_manifest
 from aff_deploy.errors import ModelError
 from aff_deploy.onnx_data import MADE_WHERE, first_line, is_text, iter_tensors, nested_graphs, read_tensors, tensor_bytes
+from aff_deploy.onnx_propagation import hold_propagation
 
 MAX_MODEL_BYTES = 1_900_000_000
 """Above this the weights go to a file of their own: protobuf ends at 2 GiB."""
@@ -100,8 +101,10 @@ def infer_types(model: ModelProto, *, strict: bool = False) -> dict[str, TypePro
     Raises:
         ModelError: with `strict`, where inference finds a contradiction.
     """
+    light = skeleton(model)
+    hold_propagation(light)
     try:
-        inferred = shape_inference.infer_shapes(skeleton(model), check_type=strict, strict_mode=strict, data_prop=True)
+        inferred = shape_inference.infer_shapes(light, check_type=strict, strict_mode=strict, data_prop=True)
     except shape_inference.InferenceError as error:
         if not strict:
             return {}
