@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -139,7 +141,7 @@ def check_onnx(model: ModelProto, name: str = "the model", *, full: bool = True)
     Raises:
         ModelError: naming the node or tensor.
     """
-    _check_wiring(model.graph, name, outer=frozenset())
+    _check_wiring(model.graph, name, outer=())
     try:
         checker.check_model(skeleton(model))
     except (checker.ValidationError, ValueError, RuntimeError) as error:  # ValueError: of its own message, if not UTF-8
@@ -148,23 +150,26 @@ def check_onnx(model: ModelProto, name: str = "the model", *, full: bool = True)
         infer_types(model, strict=True)
 
 
-def _check_wiring(graph: GraphProto, name: str, outer: frozenset[str]) -> None:
+def _check_wiring(graph: GraphProto, name: str, outer: tuple[AbstractSet[str], ...]) -> None:
+    """`outer` are the names that each graph around it knows."""
     made = [value.name for value in graph.input] + [out for node in graph.node for out in node.output if out]
-    known = outer | set(made) | {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
-    if len(made) != len(set(made)):
-        twice = next(tensor for tensor in made if made.count(tensor) > 1)
+    own = set(made) | {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    known = (own, *outer)
+    times = Counter(made)
+    if len(made) != len(times):
+        twice = next(tensor for tensor in made if times[tensor] > 1)
         raise ModelError(f"{name}: tensor {twice!r} is produced twice", fix=MADE_WHERE)
     for node in graph.node:
         for tensor in node.input:
-            if tensor and tensor not in known:
+            if tensor and not any(tensor in names for names in known):
                 raise ModelError(
                     f"{name}: node {node.name or node.op_type!r} reads {tensor!r}, which nothing makes (a lost initializer?)",
                     fix=MADE_WHERE,
                 )
         for nested in nested_graphs(node):
-            _check_wiring(nested, name, frozenset(known))
+            _check_wiring(nested, name, known)
     for value in graph.output:
-        if value.name not in known:
+        if not any(value.name in names for names in known):
             raise ModelError(f"{name}: output {value.name!r} is produced by nothing", fix=MADE_WHERE)
     if len(sorted_nodes(graph)) != len(graph.node):
         stuck = set(range(len(graph.node))) - {id_ for id_, _ in _topological(graph)}

@@ -24,7 +24,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from aff_deploy.passes.convert import export_node
-from aff_deploy.passes.graph import Array, is_op, named_axes, output_names, small_value
+from aff_deploy.passes.graph import Array, drop_unused, is_op, named_axes, output_names, small_value
 
 LARGEST_RESULT = 65536
 
@@ -62,7 +62,7 @@ def fold_constants(graph: gs.Graph) -> int:
             node.outputs = []
             output.to_constant(np.ascontiguousarray(value).reshape(value.shape))
             count += 1
-    graph.cleanup(remove_unused_node_outputs=False)
+    drop_unused(graph)
     return count
 
 

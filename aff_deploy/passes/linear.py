@@ -41,7 +41,7 @@ class _Round:
     elem_type: int
 
     def __call__(self, values: Array) -> Array:
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             return values.astype(helper.tensor_dtype_to_np_dtype(self.elem_type)).astype(np.float64)
 
 
