@@ -31,6 +31,7 @@ from aff_deploy.onnx_data import (
     read_tensors,
     tensor_bytes,
 )
+from aff_deploy.onnx_propagation import hold_propagation
 
 MAX_MODEL_BYTES = 1_900_000_000
 """Above this the weights go to a file of their own: protobuf ends at 2 GiB."""
@@ -110,8 +111,10 @@ def infer_types(model: ModelProto, *, strict: bool = False) -> dict[str, TypePro
     Raises:
         ModelError: with `strict`, where inference finds a contradiction.
     """
+    light = skeleton(model)
+    hold_propagation(light)
     try:
-        inferred = shape_inference.infer_shapes(skeleton(model), check_type=strict, strict_mode=strict, data_prop=True)
+        inferred = shape_inference.infer_shapes(light, check_type=strict, strict_mode=strict, data_prop=True)
     except shape_inference.InferenceError as error:
         if not strict:
             return {}

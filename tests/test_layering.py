@@ -17,6 +17,7 @@ ORDER = (
         "artifact",
         "recipe",
         "onnx_data",
+        "onnx_propagation",
         "onnx_file",
         "engine_file",
         "nets",

@@ -34,6 +34,7 @@ from aff_deploy.ops.parts import HALF_TYPES, PARTS, Part, widened
 Form = Literal["convex", "plain", "blocked", "blocked_static"]
 
 FIRST_CASTLIKE_OPSET = 15
+FIRST_OPSET_OF_RESIZE_WITHOUT_ROI = 13
 
 # Activation h of t for a branch b, as ONNX text, from operators of opset 13. Parameters that are
 # attributes of the call are tensors here: onnx's reference evaluator cannot pass a function's
@@ -74,7 +75,7 @@ def function_body(
         form: how to write it; ``blocked_static`` expects 4-D tensors and the attribute ``upsample``
             (1, 1, H, W) on every call, both blocked forms the attribute ``channels``.
         scale: the scale s of every call where it is 1 or 2; None reads the attribute ``scale``.
-        opset: version of the default ONNX domain to write against (13 or later).
+        opset: version of the default ONNX domain to write against (12 or later).
         elem_type: element type of x (TensorProto). From opset 15 on the function serves other types too, a
             convex one only if `elem_type` is a half-precision type or no call is of one.
         total_at_hand: whether ``x + y`` is computed elsewhere for the same x and y, as in an iAFF, so
@@ -99,6 +100,7 @@ class _Types:
     """Writes what depends on the type of x: constants, and the parts that compute in fp32."""
 
     def __init__(self, opset: int, elem_type: int, *, by_parts: bool) -> None:
+        self.opset = opset
         fixed = f"Cast<to: int = {elem_type}>"
         self._cast = "CastLike({name}_f, x)" if opset >= FIRST_CASTLIKE_OPSET else f"{fixed}({{name}}_f)"
         self._own_cast = "" if opset >= FIRST_CASTLIKE_OPSET else fixed
@@ -146,9 +148,13 @@ def _lines(variant: Variant, form: Form, scale: float | None, total_at_hand: boo
         yield from types.part(branch, _branch(branch, variant, source, halved=as_tanh), f"{branch}_z")
     if _upsamples(variant, form):
         yield "factors = Constant<value_floats: floats = @upsample>()"
+        # Before opset 13 the region of interest may not be left out; this mode does not look at it.
+        roi = "" if types.opset >= FIRST_OPSET_OF_RESIZE_WITHOUT_ROI else "roi"
+        if roi:
+            yield "roi = Constant<value_floats: floats = []>()"
         yield (
             'global_full = Resize<mode: string = "nearest", coordinate_transformation_mode: string = "asymmetric",'
-            ' nearest_mode: string = "floor">(global_z, , factors)'
+            f' nearest_mode: string = "floor">(global_z, {roi}, factors)'
         )
         yield "z = Add(local_z, global_full)"
     elif len(variant.branches) == 2:

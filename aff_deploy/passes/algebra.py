@@ -58,6 +58,16 @@ def scalar(tensor: gs.Tensor) -> float | None:
     return None
 
 
+def is_spread_like(node: gs.Node, spread: gs.Tensor) -> bool:
+    """Whether a number among the inputs of `node` is spread over the shape of one of the tensors beside it."""
+    maker = producer(spread)
+    if maker is None or not is_op(maker, "ConstantOfShape", "Expand"):
+        return False
+    shape = producer(maker.inputs[0 if is_op(maker, "ConstantOfShape") else 1])
+    beside = [tensor.name for tensor in (*node.inputs, *node.outputs) if tensor is not spread]
+    return shape is not None and is_op(shape, "Shape") and not shape.attrs and shape.inputs[0].name in beside
+
+
 def add(p: Polynomial, q: Polynomial, factor: float = 1.0) -> Polynomial:
     """``p + factor * q``."""
     total = dict(p)

@@ -52,6 +52,16 @@ class Layout:
         axes = self.without_ones(self.axes)
         return axes.index((C,)) if (C,) in axes else None
 
+    def holds(self, shape: Sequence[int | str | None] | None) -> bool:
+        """Whether broadcasting something of `shape` with a tensor laid out so makes nothing larger."""
+        if shape is None or len(shape) > len(self.axes):
+            return False
+        for dim, atoms in zip(reversed(shape), reversed(self.axes), strict=False):
+            known = all(atom in self.sizes for atom in atoms)
+            if dim != 1 and not (known and dim == prod(self.sizes[atom] for atom in atoms)):
+                return False
+        return True
+
     @property
     def is_local(self) -> bool:
         """Whether this is N x C x spatial, nothing averaged."""
@@ -105,9 +115,12 @@ def follow(layout: Layout, node: gs.Node) -> Layout | None:
         return layout
     if is_op(node, "Transpose"):
         order = node.attrs.get("perm") or range(len(layout.axes) - 1, -1, -1)
+        if sorted(order) != list(range(len(layout.axes))):
+            return None
         return replace(layout, axes=tuple(layout.axes[i] for i in order))
     if is_op(node, "Flatten"):
-        cut = node.attrs.get("axis", 1) % (len(layout.axes) + 1)
+        axis = node.attrs.get("axis", 1)
+        cut = axis + len(layout.axes) if axis < 0 else axis
         return replace(layout, axes=(_merge(layout.axes[:cut]), _merge(layout.axes[cut:])))
     if is_op(node, "Squeeze"):
         return _squeeze(layout, _axes(node, len(layout.axes)))
@@ -138,9 +151,12 @@ def _merge(axes: Sequence[Atoms]) -> Atoms:
 
 
 def _axes(node: gs.Node, rank: int) -> list[int] | None:
-    """The axes a node names in an attribute or a constant input, made positive; None if it names none."""
+    """The axes a node names in an attribute or a constant input, made positive; None if it names none that there are."""
     axes = named_axes(node)
-    return None if axes is None else [axis % rank for axis in axes]
+    if axes is None or not all(-rank <= axis < rank for axis in axes):
+        return None
+    positive = [axis % rank for axis in axes]
+    return positive if len(set(positive)) == len(positive) else None
 
 
 def _squeeze(layout: Layout, axes: Sequence[int] | None) -> Layout | None:
@@ -151,12 +167,11 @@ def _squeeze(layout: Layout, axes: Sequence[int] | None) -> Layout | None:
 
 
 def _unsqueeze(layout: Layout, node: gs.Node) -> Layout | None:
-    count = len(named_axes(node) or ())
-    positions = _axes(node, len(layout.axes) + count) if count else None
-    if positions is None:
+    rank = len(layout.axes) + len(named_axes(node) or ())
+    positions = _axes(node, rank)
+    if not positions:
         return None
     rest = iter(layout.axes)
-    rank = len(layout.axes) + count
     return replace(layout, axes=tuple(() if i in positions else next(rest) for i in range(rank)))
 
 
@@ -201,7 +216,7 @@ def _average_of_sum(layout: Layout, node: gs.Node) -> Layout | None:
         return None
     averaged = _average(layout, axes, keep=bool(total.attrs.get("keepdims", 1)))
     count = next((tensor for tensor in node.inputs if producer(tensor) is not total), None)
-    if averaged is None or count is None or count.shape is None or len(count.shape) > len(averaged.axes):
+    if averaged is None or count is None or not averaged.holds(count.shape):
         return None
     (atoms,) = layout.without_ones([_merge([layout.axes[axis] for axis in axes])])
     size = prod(layout.sizes[atom] for atom in atoms) if all(atom in layout.sizes for atom in atoms) else None

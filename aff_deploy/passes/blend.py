@@ -84,7 +84,7 @@ def read_blends(gate: Gate, order: Mapping[int, int]) -> list[list[Blend]]:
             # Of the gate or a part of the blend; that it is to the blend's own shape is checked later.
             values[output.name] = polynomial_of(node.inputs[0])
             continue
-        polynomial = combine(node, polynomial_of, lambda p: _vanishes(p, tensors))
+        polynomial = combine(node, polynomial_of, lambda p: _vanishes(p, tensors, w))
         value: Value | None = stacked(node, of) if polynomial is None else polynomial
         values[output.name] = value
         if value is not None and is_op(node, *STACKING):
@@ -147,7 +147,7 @@ def _arithmetic_cone(starts: Sequence[gs.Tensor], order: Mapping[int, int]) -> l
 
 
 def _expansions(
-    polynomial: Polynomial, tensors: Mapping[str, gs.Tensor], keep: str = ""
+    polynomial: Polynomial, tensors: Mapping[str, gs.Tensor], keep: str
 ) -> Iterator[tuple[Polynomial, Mapping[str, gs.Tensor]]]:
     """`polynomial`, then what it becomes as its leaves but `keep` are taken apart, the least far first."""
     frontier: list[tuple[Polynomial, Mapping[str, gs.Tensor]]] = [(polynomial, tensors)]
@@ -163,9 +163,9 @@ def _expansions(
                 frontier.append((expanded, inner))
 
 
-def _vanishes(difference: Polynomial, tensors: Mapping[str, gs.Tensor]) -> bool:
-    """Whether the two sides of a Where are the same function, once their leaves are taken apart."""
-    return any(not expanded for expanded, _ in _expansions(difference, tensors))
+def _vanishes(difference: Polynomial, tensors: Mapping[str, gs.Tensor], w: gs.Tensor) -> bool:
+    """Whether the two sides of a Where are the same function of w, once their other leaves are taken apart."""
+    return any(not expanded for expanded, _ in _expansions(difference, tensors, keep=w.name))
 
 
 def _readings(polynomial: Polynomial, w: gs.Tensor, output: gs.Tensor, tensors: Mapping[str, gs.Tensor]) -> list[Blend]:

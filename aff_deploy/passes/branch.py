@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 
 from aff_deploy.ops.operator import Branch as Kind
 from aff_deploy.passes.activations import Activation, read_activation
+from aff_deploy.passes.algebra import MAX_NODES, is_spread_like, scalar
 from aff_deploy.passes.axes import AVERAGES, MOVERS, Layout, follow, layout_of, sum_behind
 from aff_deploy.passes.fold_batchnorm import read_batchnorm
 from aff_deploy.passes.graph import described, is_absent, is_op, producer
@@ -99,7 +100,7 @@ def read_branch(end: gs.Tensor) -> tuple[Branch, ...]:
 def _readings(tensor: gs.Tensor, steps: list[_Step], first: Linear, second: Linear, activation: Activation) -> Iterator[Branch]:
     """Try each tensor from the first linear map back through movers and averages as the source."""
     steps = list(steps)
-    while True:
+    for _ in range(MAX_NODES):
         layout = _follow_all(layout_of(tensor), steps)
         if layout is not None and layout.kind is not None:
             nodes = tuple(node for step in steps for node in _nodes_of(step))
@@ -132,8 +133,7 @@ def _follow_all(layout: Layout | None, steps: list[_Step]) -> Layout | None:
         if isinstance(step, Linear):
             layout = follow_linear(layout, step)
         elif isinstance(step, Activation):
-            slope = step.slope
-            layout = layout if slope is None or follows_channels(layout, slope) else None
+            layout = layout if _keeps_shape(step, layout) else None
         elif isinstance(step, _Affine):
             layout = layout if all(follows_channels(layout, vector) for vector in step.vectors) else None
         else:
@@ -141,9 +141,18 @@ def _follow_all(layout: Layout | None, steps: list[_Step]) -> Layout | None:
     return layout
 
 
+def _keeps_shape(activation: Activation, layout: Layout) -> bool:
+    """Whether neither the slopes nor a number of the formula make the values that lie so any larger."""
+    slope = activation.slope
+    if slope is not None:
+        return follows_channels(layout, slope)
+    numbers = ((node, tensor) for node in activation.nodes for tensor in node.inputs if scalar(tensor) is not None)
+    return all(layout.holds(tensor.shape) or is_spread_like(node, tensor) for node, tensor in numbers)
+
+
 def _back_through_movers(tensor: gs.Tensor, steps: list[_Step]) -> gs.Tensor:
     node = producer(tensor)
-    while node is not None and is_op(node, *MOVERS):
+    while node is not None and is_op(node, *MOVERS) and len(steps) < MAX_NODES:
         steps.append(_Move(node))
         tensor = node.inputs[0]
         node = producer(tensor)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 from onnx import helper
 
-from aff_deploy.passes.graph import is_absent, is_op, replace_uses, small_value
+from aff_deploy.passes.graph import drop_unused, is_absent, is_op, output_names, replace_uses, small_value
 
 # Each call of these gives something else (Dropout where it is in training mode).
 NONDETERMINISTIC = frozenset(
@@ -24,17 +24,18 @@ def cleanup(graph: gs.Graph) -> int:
     """Apply the rules of this file until none does anything; returns how many nodes went."""
     before = len(graph.nodes)
     graph.toposort()
+    outputs = output_names(graph)
     changed = True
     while changed:
-        changed = _remove_noops(graph) + _merge_repeated(graph) > 0
-        graph.cleanup(remove_unused_node_outputs=False)
+        changed = _remove_noops(graph, outputs) + _merge_repeated(graph, outputs) > 0
+        drop_unused(graph)
     return before - len(graph.nodes)
 
 
-def _remove_noops(graph: gs.Graph) -> int:
+def _remove_noops(graph: gs.Graph, outputs: frozenset[str]) -> int:
     count = 0
     for node in graph.nodes:
-        if node.outputs and _is_noop(node) and replace_uses(graph, node.outputs[0], node.inputs[0]):
+        if node.outputs and _is_noop(node) and replace_uses(node.outputs[0], node.inputs[0], outputs):
             node.outputs = []
             count += 1
     return count
@@ -60,7 +61,7 @@ def _is_noop(node: gs.Node) -> bool:
     return False
 
 
-def _merge_repeated(graph: gs.Graph) -> int:
+def _merge_repeated(graph: gs.Graph, outputs: frozenset[str]) -> int:
     first: dict[tuple[object, ...], gs.Node] = {}
     count = 0
     for node in graph.nodes:
@@ -69,7 +70,7 @@ def _merge_repeated(graph: gs.Graph) -> int:
             continue
         if key not in first:
             first[key] = node
-        elif replace_uses(graph, node.outputs[0], first[key].outputs[0]):
+        elif replace_uses(node.outputs[0], first[key].outputs[0], outputs):
             node.outputs = []
             count += 1
     return count

@@ -29,6 +29,7 @@ from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 from aff_deploy.errors import ModelError
 from aff_deploy.onnx_data import nested_graphs
 from aff_deploy.onnx_file import FIRST_IR_WITH_DEFAULTS, infer_types, overridable, skeleton, sorted_nodes, static_shape
+from aff_deploy.passes.graph import Node
 
 FIRST_OPSET_INFERRING_RESHAPE = 14
 
@@ -54,11 +55,21 @@ def import_graph(model: ModelProto) -> gs.Graph:
         raise ModelError(f"the model cannot be read: {error}", fix="export the model again") from None
     for node, proto in zip(graph.nodes, source.graph.node, strict=True):
         node.source = (proto, dict(node.attrs))
+    _tell_apart(graph)
     tensors = graph.tensors()
     _release(graph, source, tensors)
     _note_types(source, tensors)
     graph.captured = frozenset(name for node in source.graph.node for name in _captured(node))
     return graph
+
+
+def _tell_apart(graph: gs.Graph) -> None:
+    """Make each node of a graph, and of those nested in it, equal to itself alone."""
+    for node in graph.nodes:
+        node.__class__ = Node
+    for nested in graph.subgraphs(recursive=True):
+        for node in nested.nodes:
+            node.__class__ = Node
 
 
 def _sorted(model: ModelProto) -> ModelProto:

@@ -11,29 +11,31 @@ Rules:
    to become ``-t / s``: not exact, so left alone.
 3. Only where nothing else reads the tensor in between, and never in training mode.
 
-Everything is computed in float64 and rounded once. Weights shared by two convolutions behind which
-the same BatchNormalization stands stay shared.
+Everything is computed in float64 and rounded once, and left alone where it does not fit its type.
+Weights shared by two convolutions behind which the same BatchNormalization stands stay shared.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from aff_deploy.passes.graph import (
     Array,
+    drop_unused,
     fresh_name,
     is_absent,
     is_op,
+    name_counts,
     only_read_by,
     output_names,
     producer,
     rank,
     replace_uses,
 )
+from aff_deploy.passes.rounding import merge_bias, merge_weights
 
 DEFAULT_EPSILON = 1e-5
 
@@ -56,7 +58,7 @@ _Folded = dict[tuple[object, ...], tuple[gs.Constant, tuple[gs.Constant, ...]]]
 def fold_batchnorm(graph: gs.Graph) -> int:
     """Apply the rules of this file; returns how many BatchNormalization nodes went."""
     outputs = output_names(graph)
-    taken = set(graph.tensors()) | outputs
+    taken = name_counts((*graph.tensors(), *outputs))
     folded: _Folded = {}
     count = 0
     for node in graph.nodes:
@@ -64,7 +66,7 @@ def fold_batchnorm(graph: gs.Graph) -> int:
         if affine is None:
             continue
         count += _fold_back(graph, node, affine, outputs, folded, taken) or _fold_forward(node, affine, outputs, taken)
-    graph.cleanup(remove_unused_node_outputs=False)
+    drop_unused(graph)
     return count
 
 
@@ -75,6 +77,8 @@ def read_batchnorm(node: gs.Node) -> Affine | None:
     if any(not is_absent(node.outputs, i) for i in range(1, len(node.outputs))):
         return None
     if not all(isinstance(tensor, gs.Constant) for tensor in node.inputs[1:5]):
+        return None
+    if len(node.inputs[1].shape) != 1 or len({tuple(tensor.shape) for tensor in node.inputs[1:5]}) > 1:
         return None
     gamma, beta, mean, var = (np.asarray(tensor.values, dtype=np.float64) for tensor in node.inputs[1:5])
     epsilon = float(node.attrs.get("epsilon", DEFAULT_EPSILON))
@@ -87,7 +91,7 @@ def read_batchnorm(node: gs.Node) -> Affine | None:
 
 
 def _fold_back(
-    graph: gs.Graph, node: gs.Node, affine: Affine, outputs: frozenset[str], folded: _Folded, taken: set[str]
+    graph: gs.Graph, node: gs.Node, affine: Affine, outputs: frozenset[str], folded: _Folded, taken: dict[str, int]
 ) -> bool:
     """Rule 1."""
     linear = producer(node.inputs[0])
@@ -107,13 +111,14 @@ def _fold_back(
     grouped = values.reshape(groups, values.shape[0] // groups, *values.shape[1:])
     along = np.ones(grouped.ndim, dtype=int)
     along[[0, axis + 1]] = (groups, channels // groups) if axis else (1, channels)
-    scaled = _rounded((grouped * affine.scale.reshape(along)).reshape(values.shape), values.dtype)
+    made = merge_weights(lambda: grouped * affine.scale.reshape(along), values.dtype, axis + 1)
     beta = linear.attrs.get("beta", 1.0)
     old = 0.0 if bias is None else beta * np.asarray(bias.values, dtype=np.float64).reshape(-1)
-    shifted = _rounded(old * affine.scale + affine.shift, values.dtype)
+    shifted = merge_bias(lambda: old * affine.scale + affine.shift, values.dtype)
+    scaled = None if made is None else made.reshape(values.shape)
     if scaled is None or shifted is None:
         return False
-    if not replace_uses(graph, node.outputs[0], node.inputs[0]):
+    if not replace_uses(node.outputs[0], node.inputs[0], outputs):
         return False
     node.inputs, node.outputs = [], []
     bias_name = bias.name if bias is not None else f"{weight.name}_bias"
@@ -131,13 +136,6 @@ def _fold_back(
     return True
 
 
-def _rounded(values: Array, dtype: np.dtype[Any]) -> Array | None:
-    """Float64 values in another type; None where they do not fit."""
-    with np.errstate(over="ignore"):
-        rounded = np.ascontiguousarray(values, dtype=dtype)
-    return rounded if np.all(np.isfinite(rounded)) else None
-
-
 # The weight axis that is the output channel (per group, for ConvTranspose).
 _OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
 
@@ -147,15 +145,17 @@ def _is_row(bias: gs.Constant, channels: int) -> bool:
     return list(bias.shape[-1:]) == [channels] and all(dim == 1 for dim in bias.shape[:-1])
 
 
-def _constant(name: str, values: Array, replaced: gs.Constant | None, outputs: frozenset[str], taken: set[str]) -> gs.Constant:
+def _constant(
+    name: str, values: Array, replaced: gs.Constant | None, outputs: frozenset[str], taken: dict[str, int]
+) -> gs.Constant:
     """A constant under the name of the one it replaces, if nobody else reads that."""
     if replaced is not None and len(replaced.outputs) == 1 and name not in outputs:
         replaced.name = fresh_name(f"{name}_unfolded", taken)
-        taken.discard(name)
+        taken.pop(name, None)
     return gs.Constant(fresh_name(name, taken), values)
 
 
-def _fold_forward(node: gs.Node, affine: Affine, outputs: frozenset[str], taken: set[str]) -> bool:
+def _fold_forward(node: gs.Node, affine: Affine, outputs: frozenset[str], taken: dict[str, int]) -> bool:
     """Rule 2."""
     output = node.outputs[0]
     conv = output.outputs[0] if len(output.outputs) == 1 else None
@@ -176,8 +176,8 @@ def _fold_forward(node: gs.Node, affine: Affine, outputs: frozenset[str], taken:
     scale = per_output * affine.scale.reshape(groups, -1)[own].reshape(per_output.shape)
     shift = per_output * affine.shift.reshape(groups, -1)[own].reshape(per_output.shape)
     old = 0.0 if bias is None else np.asarray(bias.values, dtype=np.float64)
-    new_weight = _rounded(values * scale, values.dtype)
-    new_bias = _rounded(old + (values * shift).sum(axis=tuple(range(1, values.ndim))), values.dtype)
+    new_weight = merge_weights(lambda: values * scale, values.dtype)
+    new_bias = merge_bias(lambda: old + (values * shift).sum(axis=tuple(range(1, values.ndim))), values.dtype)
     if new_weight is None or new_bias is None:
         return False
     bias_name = bias.name if bias is not None else f"{weight.name}_bias"

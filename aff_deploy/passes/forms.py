@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import prod
 from typing import TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from aff_deploy.passes.algebra import scalar
+from aff_deploy.passes.algebra import is_spread_like, scalar
 from aff_deploy.passes.axes import MOVERS, Layout, broadcast, follow
 from aff_deploy.passes.branch import Refused
 from aff_deploy.passes.fold_batchnorm import read_batchnorm
@@ -93,10 +92,10 @@ def _value(node: gs.Node, index: int, layout: Layout) -> Vector:
     tensor = node.inputs[index]
     number, weight = scalar(tensor), read_weight(tensor)
     if weight is None:
-        if number is None or not (_is_like(node, tensor) or _fits(tensor, layout)):
+        if number is None or not (is_spread_like(node, tensor) or layout.holds(tensor.shape)):
             raise Refused(f"{tensor.name!r} of shape {tensor.shape} may broadcast the logits")
         return number
-    if number is not None and not _fits(tensor, layout):
+    if number is not None and not layout.holds(tensor.shape):
         raise Refused(f"the constant {tensor.name!r} of shape {list(tensor.shape)} broadcasts the logits")
     if number is not None:
         return number
@@ -104,27 +103,6 @@ def _value(node: gs.Node, index: int, layout: Layout) -> Vector:
         raise Refused(f"{tensor.name!r} of shape {list(weight.shape)} does not follow the channels of the logits alone")
     values = weight.values().reshape(-1)
     return float(values[0]) if values.size == 1 else values
-
-
-def _is_like(node: gs.Node, spread: gs.Tensor) -> bool:
-    """Whether a number is spread over the shape of one of the tensors beside it."""
-    maker = producer(spread)
-    if maker is None or not is_op(maker, "ConstantOfShape", "Expand"):
-        return False
-    shape = producer(maker.inputs[0 if is_op(maker, "ConstantOfShape") else 1])
-    beside = [tensor.name for tensor in (*node.inputs, *node.outputs) if tensor is not spread]
-    return shape is not None and is_op(shape, "Shape") and not shape.attrs and shape.inputs[0].name in beside
-
-
-def _fits(tensor: gs.Tensor, layout: Layout) -> bool:
-    """Whether broadcasting a tensor with one laid out so makes nothing larger."""
-    if tensor.shape is None or len(tensor.shape) > len(layout.axes):
-        return False
-    for dim, atoms in zip(reversed(tensor.shape), reversed(layout.axes), strict=False):
-        known = all(atom in layout.sizes for atom in atoms)
-        if dim != 1 and not (known and dim == prod(layout.sizes[atom] for atom in atoms)):
-            return False
-    return True
 
 
 def _mixes(node: gs.Node) -> Refused:

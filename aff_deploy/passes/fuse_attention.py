@@ -3,35 +3,27 @@
 The call node says in attributes what it computes: context, branches, activation, scale, channels,
 inter_channels, and `site`, the name under which it is reported. `plugin_namespace` and
 `plugin_version` let TensorRT's parser find a plugin for it; everybody else expands the function.
-
-Factors that stand before the branches or the context, and constants added to the logits, go into
-the weights, in float64 and rounded once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from aff_deploy.ops import DOMAIN, TAKES_ALPHA, Variant
-from aff_deploy.passes.branch import Branch
 from aff_deploy.passes.elsewhere import find_rewritten
-from aff_deploy.passes.forms import Vector
-from aff_deploy.passes.graph import Array, fresh_name, is_op
-from aff_deploy.passes.linear import Linear
-from aff_deploy.passes.logits import Term
+from aff_deploy.passes.graph import Node, drop_unused, fresh_name, is_op, name_counts
 from aff_deploy.passes.match import Site, find_sites
 from aff_deploy.passes.private import twin_in_size
+from aff_deploy.passes.weights import NewWeight
 
 PLUGIN_VERSION = "1"
 
-# Linear maps of the same values, each with its factor.
-_Parts: TypeAlias = "tuple[tuple[Linear, Vector], ...]"
+# New constants by the key of their weight.
+_Made: TypeAlias = "dict[tuple[object, ...], gs.Constant]"
 
 
 @dataclass(frozen=True)
@@ -56,11 +48,11 @@ def fuse_attention(graph: gs.Graph) -> int:
     """Fuse every site of the graph; returns how many."""
     graph.toposort()
     sites = [found for found in find_sites(graph) if isinstance(found, Site)]
-    taken = set(graph.tensors()) | {node.name for node in graph.nodes}
-    weights = _Weights(taken, {})
+    taken = name_counts((*graph.tensors(), *(node.name for node in graph.nodes)))
+    made: _Made = {}
     for site in sites:
-        _replace(graph, site, weights, fresh_name(_site_name(site), taken))
-    graph.cleanup(remove_unused_node_outputs=False)
+        _replace(graph, site, made, taken, fresh_name(_site_name(site), taken))
+    drop_unused(graph)
     graph.toposort()
     return len(sites)
 
@@ -85,13 +77,12 @@ def _scope(node_name: str) -> str:
     return ".".join(path)
 
 
-def _replace(graph: gs.Graph, site: Site, weights: _Weights, name: str) -> None:
+def _replace(graph: gs.Graph, site: Site, made: _Made, taken: dict[str, int], name: str) -> None:
     branches = tuple(term.branch.kind for term in site.terms)
     activation = site.terms[0].branch.activation
     variant = Variant(site.context, site.y is not None, branches, activation.name, site.gate.name, split=len(site.outputs) > 1)
     tensors = [site.x] + ([] if site.y is None else [site.y]) + ([site.a] if site.context == "explicit" else [])
-    for term in site.terms:
-        tensors += weights.of(term, site)
+    tensors += [weight if isinstance(weight, gs.Constant) else _constant(weight, made, taken) for weight in site.weights]
     attributes = {
         "site": name,
         "context": _context_word(site),
@@ -115,7 +106,7 @@ def _replace(graph: gs.Graph, site: Site, weights: _Weights, name: str) -> None:
                 shape.inputs = shape.inputs if twin is None else [twin]
     for output in site.outputs:
         output.inputs.clear()
-    graph.nodes.append(gs.Node(variant.op_type, name, attributes, tensors, list(site.outputs), domain=DOMAIN))
+    graph.nodes.append(Node(variant.op_type, name, attributes, tensors, list(site.outputs), domain=DOMAIN))
 
 
 def _context_word(site: Site) -> str:
@@ -127,66 +118,7 @@ def _context_word(site: Site) -> str:
     return site.context
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """Makes the operator's weight inputs; a weight that needs no change stays the constant it is."""
-
-    taken: set[str]
-    made: dict[tuple[object, ...], gs.Constant]
-
-    def of(self, term: Term, site: Site) -> list[gs.Tensor]:
-        """w1, b1, w2, b2 and, for PRelu, the slopes of a branch."""
-        branch = term.branch
-        first = ((branch.first, site.context_factor),)
-        made = [self._matrix(first, site), self._bias(((branch.first, 1.0),), site, 0.0)]
-        second = ((branch.second, term.factor), *term.more)
-        made += [self._matrix(second, site), self._bias(second, site, term.shift)]
-        if branch.activation.slope is not None:
-            made.append(self._slope(branch, site))
-        return made
-
-    def _matrix(self, parts: _Parts, site: Site) -> gs.Tensor:
-        """The sum of the parts' matrices with their factors, as a convolution has it."""
-        ((linear, factor), *more) = parts
-        matrix, dtype = linear.constant_weight, site.x.dtype
-        shape = (linear.channels_out, linear.channels_in, *[1] * (len(site.x.shape) - 2))
-        kept = matrix is not None and matrix.dtype == dtype and tuple(matrix.shape) == shape
-        if matrix is not None and kept and not more and np.all(factor == 1.0):
-            return matrix
-        key = (_key(parts), "w", len(shape), str(dtype))
-        return self._make(
-            key,
-            linear.weight.constant.name,
-            dtype,
-            lambda: np.sum([part.matrix_and_bias()[0] * np.reshape(by, (-1, 1)) for part, by in parts], axis=0).reshape(shape),
-        )
-
-    def _bias(self, parts: _Parts, site: Site, shift: Vector) -> gs.Tensor:
-        """Likewise the biases, and the shift."""
-        ((linear, factor), *more) = parts
-        bias, dtype = linear.constant_bias, site.x.dtype
-        if bias is not None and bias.dtype == dtype and not more and np.all(factor == 1.0) and not np.any(shift):
-            return bias
-        name = f"{linear.weight.constant.name}_bias" if linear.bias is None else linear.bias.constant.name
-        key = (_key(parts), "b", np.asarray(shift).tobytes(), str(dtype))
-        return self._make(
-            key, name, dtype, lambda: np.sum([part.matrix_and_bias()[1] * by for part, by in parts], axis=0) + shift
-        )
-
-    def _slope(self, branch: Branch, site: Site) -> gs.Tensor:
-        slope = branch.activation.slope
-        assert slope is not None
-        shape = (branch.first.channels_out, *[1] * (len(site.x.shape) - 2))
-        key = (slope.key, "slope", shape, str(site.x.dtype))
-        return self._make(
-            key, slope.constant.name, site.x.dtype, lambda: np.broadcast_to(slope.values().reshape(-1), shape[0]).reshape(shape)
-        )
-
-    def _make(self, key: tuple[object, ...], name: str, dtype: np.dtype[Any], values: Callable[[], Array]) -> gs.Constant:
-        if key not in self.made:
-            self.made[key] = gs.Constant(fresh_name(name, self.taken), np.ascontiguousarray(values().astype(dtype)))
-        return self.made[key]
-
-
-def _key(parts: _Parts) -> tuple[object, ...]:
-    return tuple((linear.key, np.asarray(factor, dtype=np.float64).tobytes()) for linear, factor in parts)
+def _constant(weight: NewWeight, made: _Made, taken: dict[str, int]) -> gs.Constant:
+    if weight.key not in made:
+        made[weight.key] = gs.Constant(fresh_name(weight.name, taken), weight.values)
+    return made[weight.key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,13 @@ Array = NDArray[Any]
 LARGEST_UNIFORM = 2**22
 """Elements of a constant that are looked through for whether they are all the same."""
 STANDARD_DOMAINS = (None, "", "ai.onnx")
+
+
+class Node(gs.Node):  # type: ignore[misc]
+    """A node that equals itself alone: graphsurgeon's compare all that they hold, wherever one is looked up in a list."""
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
 
 def is_op(node: gs.Node | None, *ops: str) -> bool:
@@ -74,6 +81,8 @@ def uniform_value(tensor: gs.Tensor) -> float | None:
     value = small_value(tensor, LARGEST_UNIFORM)
     if value is None or value.size == 0 or value.dtype.kind not in "fiuV":
         return None
+    if value.flat[0] != value.flat[-1]:
+        return None  # as of nearly every weight, which need not be looked through
     wide = value.astype(np.float64)
     first = float(wide.flat[0])
     return first if bool(np.all(wide == first)) else None
@@ -88,33 +97,66 @@ def same_shape(one: gs.Tensor, other: gs.Tensor) -> bool:
     return one.shape is not None and other.shape is not None and None not in one.shape and list(one.shape) == list(other.shape)
 
 
-def replace_uses(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> bool:
+def replace_uses(old: gs.Tensor, new: gs.Tensor, outputs: frozenset[str]) -> bool:
     """Make everyone who reads `old` read `new`; False, and nothing done, where that cannot be.
 
-    A graph output keeps its name: then `new` takes over `old`'s place as the output of its
+    A name in `outputs` (see `output_names`) stays: then `new` takes over `old`'s place as the output of its
     producer, which is impossible when `new` is itself an input, a constant or another output.
     """
-    if old.name not in output_names(graph):
-        for node in list(old.outputs):
-            node.inputs = [new if tensor is old else tensor for tensor in node.inputs]
+    if old.name not in outputs:
+        _move_readers(old, new)
         return True
     maker = producer(new)
-    if maker is None or new.name in output_names(graph) or isinstance(new, gs.Constant):
-        return False
-    if maker not in graph.nodes or (old.dtype, old.shape) == (None, None):
+    if maker is None or new.name in outputs or isinstance(new, gs.Constant) or (old.dtype, old.shape) == (None, None):
         return False
     old.inputs.clear()
-    for node in list(new.outputs):
-        node.inputs = [old if tensor is new else tensor for tensor in node.inputs]
+    _move_readers(new, old)
     maker.outputs = [old if tensor is new else tensor for tensor in maker.outputs]
     return True
 
 
-def fresh_name(wanted: str, taken: set[str]) -> str:
+def _move_readers(old: gs.Tensor, new: gs.Tensor) -> None:
+    """At once: graphsurgeon's lists, changed one by one, search the readers of both tensors each time."""
+    for node in old.outputs:
+        for i, tensor in enumerate(node.inputs):
+            if tensor is old:
+                list.__setitem__(node.inputs, i, new)
+    list.extend(new.outputs, old.outputs)
+    list.clear(old.outputs)
+
+
+def drop_unused(graph: gs.Graph) -> None:
+    """Take out every node that no output, and no nested graph, needs."""
+    makers = {tensor.name: node for node in graph.nodes for tensor in node.outputs}
+    used: set[int] = set()
+    frontier = [makers[name] for name in output_names(graph) if name in makers]
+    while frontier:
+        node = frontier.pop()
+        if id(node) not in used:
+            used.add(id(node))
+            frontier.extend(maker for tensor in node.inputs for maker in tensor.inputs)
+    unused = [node for node in graph.nodes if id(node) not in used]
+    gone = {id(node) for node in unused}
+    for tensor in {id(tensor): tensor for node in unused for tensor in node.inputs}.values():
+        list.__setitem__(tensor.outputs, slice(None), [node for node in tensor.outputs if id(node) not in gone])
+    for node in unused:
+        list.clear(node.inputs)
+        node.outputs.clear()
+    graph.nodes = [node for node in graph.nodes if id(node) in used]
+
+
+def name_counts(names: Iterable[str]) -> dict[str, int]:
+    """What `fresh_name` keeps of the names in use: how many were made of each."""
+    return dict.fromkeys(names, 0)
+
+
+def fresh_name(wanted: str, taken: dict[str, int]) -> str:
     """`wanted`, or `wanted_1`, …: the first name not in `taken`, which then holds it."""
-    name, count = wanted, 0
+    name, count = wanted, taken.get(wanted, 0)
     while name in taken:
         count += 1
         name = f"{wanted}_{count}"
-    taken.add(name)
+    if name != wanted:
+        taken[wanted] = count
+    taken[name] = 0
     return name

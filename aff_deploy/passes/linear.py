@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -28,6 +29,10 @@ class _Dequantize:
         zero = 0.0 if self.zero_point is None else np.asarray(self.zero_point.values).astype(np.float64).reshape(shape)
         return np.asarray((quantised - zero) * np.asarray(self.scale.values).astype(np.float64).reshape(shape))
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        return (id(self.scale), id(self.zero_point), self.axis)
+
 
 @dataclass(frozen=True)
 class _Round:
@@ -36,7 +41,7 @@ class _Round:
     elem_type: int
 
     def __call__(self, values: Array) -> Array:
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             return values.astype(helper.tensor_dtype_to_np_dtype(self.elem_type)).astype(np.float64)
 
 
@@ -70,41 +75,46 @@ class Weight:
 
     @property
     def key(self) -> tuple[object, ...]:
-        return (id(self.constant), tuple(id(step.scale) if isinstance(step, _Dequantize) else step for step in self.steps))
+        return (id(self.constant), tuple(step.key if isinstance(step, _Dequantize) else step for step in self.steps))
 
 
 def read_weight(tensor: gs.Tensor) -> Weight | None:
     """The constant that `tensor` comes from through Identity, Cast, Transpose and DequantizeLinear; None if from elsewhere."""
-    steps: list[_Step] = []
+    nodes: list[gs.Node] = []
     while not isinstance(tensor, gs.Constant):
         node = producer(tensor)
         if node is None or not is_op(node, "Identity", "Transpose", "Cast", "DequantizeLinear"):
             return None
-        if is_op(node, "Cast"):
-            if node.attrs["to"] not in _KEEPS_VALUES:
-                return None
-            steps.append(_Round(node.attrs["to"]))
-        if is_op(node, "Transpose"):
-            rank = len(tensor.shape) if tensor.shape is not None else 2
-            steps.append(tuple(node.attrs.get("perm") or range(rank - 1, -1, -1)))
-        if is_op(node, "DequantizeLinear"):
-            dequantize = _read_dequantize(node)
-            if dequantize is None:
-                return None
-            steps.append(dequantize)
+        nodes.append(node)
         tensor = node.inputs[0]
-    steps.reverse()
-    dequantized = next((i for i, step in enumerate(steps) if isinstance(step, _Dequantize)), len(steps))
-    # A product of its own rounding, rounded again: not to be repeated to the bit.
-    return None if any(isinstance(step, _Round) for step in steps[dequantized:]) else Weight(tensor, tuple(steps))
+    weight = Weight(tensor)
+    for node in reversed(nodes):
+        if is_op(node, "Identity"):
+            continue
+        step = _read_step(node, weight.shape)
+        rounds_product = isinstance(step, _Round) and any(isinstance(other, _Dequantize) for other in weight.steps)
+        # A product of its own rounding, rounded again: not to be repeated to the bit.
+        if step is None or rounds_product:
+            return None
+        weight = Weight(tensor, (*weight.steps, step))
+    return weight
 
 
-def _read_dequantize(node: gs.Node) -> _Dequantize | None:
+def _read_step(node: gs.Node, shape: tuple[int, ...]) -> _Step | None:
+    """What a Cast, Transpose or DequantizeLinear does to values of `shape`; None where that is not known, or does not fit."""
+    if is_op(node, "Cast"):
+        return _Round(node.attrs["to"]) if node.attrs["to"] in _KEEPS_VALUES else None
+    if is_op(node, "Transpose"):
+        order = tuple(node.attrs.get("perm") or range(len(shape) - 1, -1, -1))
+        return order if sorted(order) == list(range(len(shape))) else None
     scale, zero_point = node.inputs[1], None if is_absent(node.inputs, 2) else node.inputs[2]
-    constant = isinstance(scale, gs.Constant) and (zero_point is None or isinstance(zero_point, gs.Constant))
-    if not constant or len(scale.shape) > 1 or node.attrs.get("block_size", 0):
+    if not all(isinstance(tensor, gs.Constant) for tensor in (scale, zero_point) if tensor is not None):
         return None
-    return _Dequantize(scale, zero_point, node.attrs.get("axis", 1))
+    if node.attrs.get("block_size", 0) or (zero_point is not None and tuple(zero_point.shape) != tuple(scale.shape)):
+        return None
+    axis = node.attrs.get("axis", 1)
+    along = tuple(scale.shape) == shape[axis : axis + 1 or None]
+    return _Dequantize(scale, zero_point, axis) if along or math.prod(scale.shape) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -200,10 +210,13 @@ def read_linear(node: gs.Node) -> tuple[Linear, gs.Tensor] | str:
     if bias is None and not is_absent(node.inputs, 2):
         return _not_constant(node.inputs[2])
     if is_op(node, "Gemm"):
-        if node.attrs.get("transA", 0) or (bias is not None and any(dim != 1 for dim in bias.shape[:-1])):
-            return "it is not a plain linear layer"
         in_out = not node.attrs.get("transB", 0)
-        return Linear(node, weight, bias, in_out, float(node.attrs.get("alpha", 1.0))), node.inputs[0]
+        linear = Linear(node, weight, bias, in_out, float(node.attrs.get("alpha", 1.0)))
+        plain = len(weight.shape) == 2 and not node.attrs.get("transA", 0)
+        fits = plain and (bias is None or bias.shape in _rows(linear.channels_out))
+        return (linear, node.inputs[0]) if fits else "it is not a plain linear layer"
+    if len(weight.shape) < 3 or (bias is not None and bias.shape != weight.shape[:1]):
+        return "its weights do not have the shape of a convolution's"
     kernel = weight.shape[2:]
     if any(size != 1 for size in kernel):
         return f"it has a {'x'.join(map(str, kernel))} kernel; the operator needs 1x1"
@@ -214,6 +227,11 @@ def read_linear(node: gs.Node) -> tuple[Linear, gs.Tensor] | str:
     if any(node.attrs.get("pads", ())):
         return "it pads its input; the operator needs no padding"
     return Linear(node, weight, bias), node.inputs[0]
+
+
+def _rows(channels: int) -> tuple[tuple[int, ...], ...]:
+    """The shapes of a bias that is the same for every row of a matrix product."""
+    return (), (1,), (channels,), (1, 1), (1, channels)
 
 
 def _not_constant(tensor: gs.Tensor) -> str:

@@ -7,9 +7,8 @@ values have there. Whatever else goes in is refused, even where it cancels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from typing import TypeAlias
 
 import numpy as np
@@ -72,15 +71,25 @@ def read_logits(parts: Difference) -> list[Logits]:
         raise Refused(f"the logits are a sum of {len(good)} branches; the operator has one local and one global")
     found: list[Logits] = []
     refused: list[Refused] = []
-    for chosen in product(*good.values()):
+    for chosen in _choices(good):
         try:
-            found.append(_read(parts, dict(zip(good, chosen, strict=True)), tuple(nodes.values())))
+            found.append(_read(parts, chosen, tuple(nodes.values())))
         except Refused as refusal:
             refused.append(refusal)
     if not found:
-        # The last combination has the farthest sources, and with them the fewest differences.
+        # The last choice has the farthest sources, and with them the fewest differences.
         raise refused[-1]
     return found
+
+
+def _choices(good: Mapping[str, tuple[Branch, ...]]) -> Iterator[Mapping[str, Branch]]:
+    """One branch for each name: all of one source, which every name has, the nearest first; then the farthest of all."""
+    by_source = [{id(branch.source): branch for branch in branches} for branches in good.values()]
+    common = [source for source in by_source[0] if all(source in branches for branches in by_source)]
+    for source in common:
+        yield {name: branches[source] for name, branches in zip(good, by_source, strict=True)}
+    if not common:
+        yield {name: branches[-1] for name, branches in good.items()}
 
 
 def _read(parts: Difference, chosen: Mapping[str, Branch], nodes: tuple[gs.Node, ...]) -> Logits:

@@ -12,10 +12,11 @@ is left alone, with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -30,6 +31,8 @@ from aff_deploy.passes.gates import Gate, Tail, read_gate
 from aff_deploy.passes.graph import is_op, output_names, producer
 from aff_deploy.passes.logits import Logits, Term, read_logits
 from aff_deploy.passes.private import require_private
+from aff_deploy.passes.rounding import merge_weights
+from aff_deploy.passes.weights import Weight, WeightMaker
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Site:
         a: what the attention looks at.
         context: how `a` relates to x and y, and ``context_factor`` the factor if it is a sum.
         scale: the factor s.
-        terms: the branches of the logits, local first; their factors and shifts belong into W2 and b2.
+        terms: the branches of the logits, local first; their factors and shifts are in the weights.
+        weights: the operator's weights, branch by branch; empty while the site is being chosen.
         outputs: the tensors that the fused operator will make: the blend, or the shares of x and y.
         nodes: what it will replace.
     """
@@ -57,6 +61,7 @@ class Site:
     terms: tuple[Term, ...]
     outputs: tuple[gs.Tensor, ...]
     nodes: tuple[gs.Node, ...] = field(repr=False)
+    weights: tuple[Weight, ...] = field(repr=False, default=())
 
     @property
     def inputs(self) -> tuple[gs.Tensor, ...]:
@@ -72,12 +77,14 @@ def find_sites(graph: gs.Graph) -> Iterator[Site | tuple[gs.Node, str]]:
     inside: set[int] = set()
     done: set[int] = set()
     told: set[int] = set()
+    maker = WeightMaker({})
     for node in graph.nodes:
         gate = None if id(node) in done else read_gate(node, graph.opset)
         if gate is None:
             continue
         try:
             site = _read_site(gate, order, outputs, inside)
+            site = replace(site, weights=maker.of(site.terms, site.context_factor, site.x))
             inside |= {id(inner) for inner in site.nodes if all(inner.outputs[0] is not made for made in site.outputs)}
             # A gate's complement is the same gate.
             done |= {id(inner) for inner in site.nodes}
@@ -141,6 +148,9 @@ def _assemble(gate: Gate, logits: Logits, blend: Blend, outputs: Mapping[str, st
     require_private(nodes, blend.outputs, outputs, shared, inputs)
     _require_shapes(logits.terms, blend, a)
     _require_precision(gate, logits.terms[0].branch.activation, blend)
+    _require_kernels(nodes.values(), blend.x.dtype)
+    if merge_weights(lambda: np.full(1, blend.scale), blend.x.dtype) is None:
+        raise Refused(f"the scale {blend.scale} does not fit {blend.x.dtype}")
     return Site(
         gate=gate,
         x=blend.x,
@@ -189,8 +199,15 @@ def _read_context(a: gs.Tensor, blend: Blend) -> tuple[Context, float, list[gs.N
         ends = {blend.x.name, blend.y.name}
         polynomial = polynomial_in(a, ends, nodes)
         if polynomial is not None and set(polynomial) == {(name,) for name in ends} and len(set(polynomial.values())) == 1:
-            return "sum", next(iter(polynomial.values())), nodes
+            factor = next(iter(polynomial.values()))
+            # The operator adds before it multiplies: in float16 the sum may overflow where the parts did not.
+            overflows = a.dtype == np.float16 and abs(factor) < 1.0 and not _adds(nodes, ends)
+            return ("explicit", 1.0, []) if overflows else ("sum", factor, nodes)
     return "explicit", 1.0, []
+
+
+def _adds(nodes: Iterable[gs.Node], ends: AbstractSet[str]) -> bool:
+    return any(is_op(node, "Add", "Sum") and {tensor.name for tensor in node.inputs} == ends for node in nodes)
 
 
 def _require_shapes(terms: tuple[Term, ...], blend: Blend, a: gs.Tensor) -> None:
@@ -206,6 +223,12 @@ def _require_shapes(terms: tuple[Term, ...], blend: Blend, a: gs.Tensor) -> None
     for tensor in whole:
         if tensor.shape[1] != channels:
             raise Refused(f"{tensor.name!r} has {tensor.shape[1]} channels, the attention {channels}")
+
+
+def _require_kernels(nodes: Iterable[gs.Node], dtype: np.dtype[Any] | None) -> None:
+    """Whatever ran the graph must run the operator, which convolves: in float64 ONNX Runtime multiplies matrices alone."""
+    if dtype == np.float64 and not any(is_op(node, "Conv") for node in nodes):
+        raise Refused("its linear maps are matrix products in float64; the operator's convolutions have no float64 kernel")
 
 
 # Those whose formulas hold a number that is not one of float32's: 1/6, or the root of 1/2.

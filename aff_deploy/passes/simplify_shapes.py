@@ -14,13 +14,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from aff_deploy.passes.graph import fresh_name, is_absent, is_op
+from aff_deploy.passes.graph import drop_unused, fresh_name, is_absent, is_op, name_counts
 from aff_deploy.passes.shapes import shape_entries
 
 
 def simplify_shapes(graph: gs.Graph) -> int:
     """Apply the rules of this file; returns how many shapes became constants."""
-    taken = set(graph.tensors())
+    taken = name_counts(graph.tensors())
     count = 0
     for node in graph.nodes:
         if not is_op(node, "Reshape", "Expand", "ConstantOfShape"):
@@ -34,7 +34,7 @@ def simplify_shapes(graph: gs.Graph) -> int:
             constant = gs.Constant(name, np.asarray(target, dtype=np.int64))
             node.inputs = [constant if i == index else tensor for i, tensor in enumerate(node.inputs)]
             count += 1
-    graph.cleanup(remove_unused_node_outputs=False)
+    drop_unused(graph)
     return count
 
 

@@ -9,7 +9,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from aff_deploy.errors import AffDeployError, CheckFailed, ModelError
 from aff_deploy.onnx_file import check_onnx
-from aff_deploy.passes import DEFAULT_PASSES, FUSION_PASSES, Optimized, inspect_model, optimize
+from aff_deploy.passes import DEFAULT_PASSES, FUSION_PASSES, OLDEST_OPSET, Optimized, inspect_model, optimize
 from tests.passes.graphs import assert_parity, assert_same, feeds_of, model_of, op_types, run_ort
 
 C = 16
@@ -51,9 +51,13 @@ def passes_of(result: Optimized) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-@pytest.mark.parametrize("opset", range(13, 21))
-def test_all_of_it(opset: int) -> None:
-    before = aff(opset=opset)
+@pytest.mark.parametrize("batch", ["N", "2"])
+@pytest.mark.parametrize("opset", range(OLDEST_OPSET, 23))
+def test_all_of_it(opset: int, batch: str) -> None:
+    text = AFF.replace("N,", f"{batch},")
+    if opset == OLDEST_OPSET:
+        text = text.replace("value_float: float = 1.0", "value: tensor = float {1.0}")
+    before = model_of(text, opset=opset)
     result = optimize(before)
     assert passes_of(result) == {"cleanup": 1, "fold_constants": 1, "fold_batchnorm": 2, "fuse_attention": 1}
     assert sorted(op_types(result.model)) == ["AttentionalFusion", "Conv"]
