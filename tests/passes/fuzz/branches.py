@@ -1,4 +1,4 @@
-"""Branches of attention in random spellings: two linear maps over the channels with an activation between."""
+"""Branches of attention in random spellings: two linear maps with an activation between."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def average(b: Builder, x: str, miss: str) -> str:
     if how == 4:
         count = size + 1 if miss == "wrong count" else size
         total = with_axes(b, "ReduceSum", x, axes)
-        return b.op("Div", total, number(b, float(count), total)) if b.chance(0.5) else times(b, total, 1.0 / count)
+        if b.chance(0.5):
+            return times(b, total, 1.0 / count)
+        return b.op("Div", total, number(b, float(count), total))
     if how == 5 and b.dtype == np.float32:
         counts = [dimension(b, x, axis, scalar=True) for axis in axes]
         count = counts[0]
@@ -179,7 +181,8 @@ def _two(
     if b.chance(0.05):
         hidden = noop(b, hidden)
     if miss == "channel mix":
-        hidden = transpose(b, transpose(b, hidden, range(b.rank(hidden))[::-1]), range(b.rank(hidden))[::-1])
+        order = range(b.rank(hidden))[::-1]
+        hidden = transpose(b, transpose(b, hidden, order), order)
     if miss == "softplus":
         hidden = b.op("Softplus", hidden)
     elif miss != "no activation":

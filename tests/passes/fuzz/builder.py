@@ -1,7 +1,7 @@
-"""A graph under construction that knows, in double precision and for two sets of inputs, what each of its tensors is.
+"""A graph under construction that knows what each of its tensors is, in double precision, for two sets of inputs.
 
-Whatever cannot be computed for both, is not finite, or outgrows the float type is refused at once, so that a
-generator may try anything: what it built since `mark` goes away with `undo`.
+Whatever cannot be computed for both, is not finite, or outgrows the float type is refused at once, so
+that a generator may try anything: what it built inside an `attempt` goes away again.
 """
 
 from __future__ import annotations
@@ -180,7 +180,8 @@ class Builder:
         if self.extreme and self.chance(0.4):
             self.note("extreme weights")
             reach = 2.0 if self.dtype == np.float16 else 6.0
-            drawn *= 10.0 ** self.numbers.uniform(-reach, reach / 2, size=(shape[0], *[1] * (len(shape) - 1)))
+            rows = (shape[0], *[1] * (len(shape) - 1))
+            drawn *= 10.0 ** self.numbers.uniform(-reach, reach / 2, size=rows)
         return drawn
 
     def op(self, op_type: str, *inputs: str, dtype: Any = None, **attributes: Any) -> str:
@@ -247,12 +248,12 @@ class Builder:
         feeds = [dict(feed) for feed in self.feeds]
         try:
             yield
-        except Invalid:
+        except (Invalid, ValueError, IndexError) as error:  # of a spelling that does not suit the rank
             del self.nodes[lengths[0] :], self.inputs[lengths[1] :]
             for name in list(self.initializers)[lengths[2] :]:
                 del self.initializers[name]
             self.features, self.overridable, self.feeds = features, overridable, feeds
-            raise
+            raise Invalid(str(error)) from error
 
     # Nested graphs.
 

@@ -123,7 +123,9 @@ def _axis(b: Builder, rank: int) -> dict[str, Any]:
 
 def _binary(b: Builder, x: str) -> str:
     op = b.pick(*_BINARY)
-    other = number(b, b.pick(2.0, -0.5, 3.0), x) if b.chance(0.5) else b.constant(b.numbers.normal(size=b.shape(x)))
+    other = number(b, b.pick(2.0, -0.5, 3.0), x)
+    if b.chance(0.5):
+        other = b.constant(b.numbers.normal(size=b.shape(x)))
     if op == "Concat":
         return b.op(op, x, other, axis=b.rng.randrange(max(b.rank(x), 1)))
     if op == "Where":

@@ -1,7 +1,8 @@
-"""What a graph computes, in double precision: the common operators by numpy, the rarer ones by ONNX Runtime in float64.
+"""What a graph computes, in double precision.
 
-Written apart from the package, whose results it judges, and from onnx's reference evaluator, which folding once
-trusted. Weights are as they are stored, every step between is in float64: a Cast between floats does nothing.
+The common operators are computed by numpy, the rarer ones by ONNX Runtime in float64. Written apart from the
+package, whose results it judges, and from onnx's reference evaluator, which folding once trusted. Weights are
+as they are stored, every step between is in float64: a Cast between floats does nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tests.passes.fuzz.operators import RULES, Array, Values, widened
 
 
 def evaluate(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Values:
-    """Every tensor of the main graph of `model`, whose nodes are in order; initializers are defaults of inputs."""
+    """Every tensor of the main graph of `model`, whose nodes must be in order."""
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
     values = {tensor.name: widened(numpy_helper.to_array(tensor)) for tensor in model.graph.initializer}
     values.update({name: widened(array) for name, array in feeds.items()})
@@ -85,7 +86,8 @@ def _by_runtime(node: NodeProto, inputs: Sequence[Array | None], opset: int) -> 
             for name, array in zip(node.input, inputs, strict=True)
             if array is not None
         }
-        ends = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feeds.items()]
+        types = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feeds.items()}
+        ends = [helper.make_tensor_value_info(name, types[name], feeds[name].shape) for name in feeds]
         outputs = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
         graph = helper.make_graph([node], "one", ends, outputs)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)

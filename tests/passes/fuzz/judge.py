@@ -1,4 +1,4 @@
-"""Whether an optimised graph still is the graph it was: DESIGN.md's definition of exact, on ONNX Runtime."""
+"""Whether an optimised graph is what it was: DESIGN.md's definition of exact, on ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ class Verdict:
     """What became of a graph.
 
     Attributes:
-        kind: ``ok``; ``invalid`` (the original is); ``ill`` (so rounded that nothing can be told); or a fault:
-            ``crash``, ``unloadable``, ``shape``, ``infinite``, ``wrong``, ``unstable`` (optimised again, it changes).
+        kind: ``ok``; ``invalid`` (the original is); ``ill`` (rounded so much that nothing can be told);
+            or a fault: ``crash``, ``unloadable``, ``shape``, ``infinite``, ``wrong``, ``unstable``
+            (optimised again, it changes).
         detail: where, or the message.
         fused, refused: places of attention.
         share: the largest error as a share of what is allowed.
@@ -43,7 +44,7 @@ class Verdict:
 
 
 def judge(model: ModelProto, feeds: Sequence[Values], values: Sequence[Mapping[str, Array]]) -> Verdict:
-    """Optimise `model` and compare both with `values`, every tensor in double precision, for each of the feeds."""
+    """Optimise `model` and compare both with `values`, every tensor in double precision, by feed."""
     try:
         _check(model)
         before = [_run(model, feed, optimised=on) for feed in feeds for on in (False, True)]

@@ -47,7 +47,8 @@ def _cut(case: Case, names: Sequence[str], outputs: list[str]) -> Iterator[Case]
     feeds = [dict(feed) for feed in case.feeds]
     for name in filter(None, names):
         shapes = [values[name].shape for values in case.values]
-        dims = [sizes[0] if len(set(sizes)) == 1 else f"{name}_{i}" for i, sizes in enumerate(zip(*shapes, strict=True))]
+        by_axis = enumerate(zip(*shapes, strict=True))
+        dims = [sizes[0] if len(set(sizes)) == 1 else f"{name}_{i}" for i, sizes in by_axis]
         kind = types[name].elem_type
         model.graph.input.append(helper.make_tensor_value_info(name, kind, dims))
         for feed, values in zip(feeds, case.values, strict=True):

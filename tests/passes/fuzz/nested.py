@@ -15,7 +15,7 @@ def branching(b: Builder, x: str) -> str:
     if b.chance(0.4):
         condition = b.input([], dtype=np.bool_)
     else:
-        condition = b.op("Greater", dimension(b, x, 0, scalar=True), b.constant(np.asarray(1, dtype=np.int64)))
+        condition = b.op("Greater", dimension(b, x, 0, scalar=True), b.constant(np.int64(1)))
     kinds = [b.pick(unary, arithmetic), b.pick(unary, arithmetic, noop)]
     graphs = [b.nested(lambda kind=kind: [kind(b, x)]) for kind in kinds]  # type: ignore[misc]
     node = helper.make_node("If", [condition], [b.name()], then_branch=graphs[0], else_branch=graphs[1])

@@ -1,4 +1,4 @@
-"""Operators by numpy, in float64: inputs, attributes and the opset in, the result out; None where a rule does not apply."""
+"""Operators by numpy in float64: inputs, attributes, opset in, the result out; None where a rule does not apply."""
 
 from __future__ import annotations
 
@@ -207,7 +207,9 @@ def _clip(inputs: Sequence[Array | None], attributes: Attributes, opset: int) ->
 
 def _gelu(inputs: Sequence[Array], attributes: Attributes, opset: int) -> Array | None:
     x = inputs[0]
-    return None if attributes.get("approximate", b"none") != b"none" else 0.5 * x * (1.0 + _erf(x / math.sqrt(2.0)))
+    if attributes.get("approximate", b"none") != b"none":
+        return None
+    return 0.5 * x * (1.0 + _erf(x / math.sqrt(2.0)))
 
 
 RULES: dict[str, Callable[..., Array | list[Array] | None]] = {

@@ -104,8 +104,10 @@ def gated_choice(b: Builder, x: str) -> str:
         times(b, gate, 2.0),
         b.op("Mul", gate, gate) if b.chance(0.5) else arithmetic(b, gate),
     ]
-    threshold = b.input([1], dtype=np.bool_) if b.dtype == np.float16 else b.op("Greater", gate, number(b, 0.5, gate))
-    return b.op("Where", threshold, *sides)
+    # In half precision a comparison would be near a tie too often.
+    exact = b.dtype != np.float16
+    condition = b.op("Greater", gate, number(b, 0.5, gate)) if exact else b.input([1], dtype=np.bool_)
+    return b.op("Where", condition, *sides)
 
 
 def movers(b: Builder, x: str) -> str:
@@ -141,7 +143,8 @@ def shapes(b: Builder, x: str) -> str:
         return b.op("Reshape", x, b.op("Concat", dimension(b, x, 0), size, axis=0))
     if how == 1:
         spread = b.op("ConstantOfShape", b.op("Shape", x), dtype=np.float32)
-        spread = spread if b.dtype == np.float32 else b.op("Cast", spread, to=helper.np_dtype_to_tensor_dtype(b.dtype))
+        if b.dtype != np.float32:
+            spread = b.op("Cast", spread, to=helper.np_dtype_to_tensor_dtype(b.dtype))
         return b.op(b.pick("Add", "Max"), x, spread)
     if how == 2:
         half = b.op("Div", dimension(b, x, rank - 1), ints(b, 2))
@@ -175,7 +178,7 @@ def repeated(b: Builder, x: str) -> str:
     _require(b.dtypes[node.output[0]] == b.dtypes[x])
     if b.chance(0.5):
         return b.op("Add", node.output[0], copy.output[0])
-    return b.op("Concat", node.output[0], copy.output[0], axis=0) if b.rank(node.output[0]) else copy.output[0]
+    return b.op("Concat", node.output[0], copy.output[0], axis=0)
 
 
 def folded(b: Builder, x: str) -> str:
@@ -196,7 +199,8 @@ def rest(b: Builder, x: str) -> str:
     if how == 0 and rank == 4:
         return b.op("Pad", x, ints(b, 0, 0, 1, 0, 0, 0, 0, 1), b.constant(np.asarray(0.0), plain=True))
     if how == 1 and rank > 1:
-        halves = [b.op("Slice", x, ints(b, start), ints(b, end), ints(b, 1)) for start, end in ((0, 1), (0, 1000))]
+        ends = ((0, 1), (0, 1000))
+        halves = [b.op("Slice", x, ints(b, start), ints(b, end), ints(b, 1)) for start, end in ends]
         return b.op("Concat", *halves, axis=1)
     if how == 2 and rank:
         return b.op(
@@ -216,7 +220,8 @@ def rest(b: Builder, x: str) -> str:
     if how == 5 and rank > 1 and b.channels(x) % 2 == 0 and b.opset < 18:
         return b.op("Sub", *b.ops("Split", 2, x, axis=1))
     _require(rank > 0)
-    return with_axes(b, b.pick("ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2"), x, [b.rng.randrange(rank)])
+    reduction = b.pick("ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2")
+    return with_axes(b, reduction, x, [b.rng.randrange(rank)])
 
 
 PIECES: tuple[Callable[[Builder, str], str], ...] = (

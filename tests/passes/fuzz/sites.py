@@ -146,7 +146,8 @@ def _gate(b: Builder, logits: str, miss: str) -> tuple[str, str]:
     elif how < 0.9:
         power = b.op("Exp", b.op("Neg", logits))
         total = add(b, power, b.constant(np.asarray(1.0)))
-        gate = b.op("Reciprocal", total) if b.chance(0.5) else b.op("Div", b.constant(np.asarray(1.0)), total)
+        one = b.constant(np.asarray(1.0))
+        gate = b.op("Reciprocal", total) if b.chance(0.5) else b.op("Div", one, total)
     else:
         other = add(b, times(b, logits, -1.0), number(b, 0.5, logits))
         rank = b.rank(logits)

@@ -122,7 +122,8 @@ def reshape(b: Builder, x: str, like: str, axes: Sequence[int | str]) -> str:
     if how < 0.6:
         named = [isinstance(axis, str) for axis in axes]
         # A zero keeps the size of the same axis.
-        parts = [0 if named[i] and int(axes[i]) == i and shape[i : i + 1] == (size,) else size for i, size in enumerate(sizes)]
+        kept = [named[i] and int(axes[i]) == i and shape[i : i + 1] == (sizes[i],) for i in range(len(sizes))]
+        parts = [0 if kept[i] else size for i, size in enumerate(sizes)]
         open_ = [i for i, part in enumerate(parts) if part and named[i]]
         if len(open_) == 1 and -1 not in parts:
             parts[open_[0]] = -1
