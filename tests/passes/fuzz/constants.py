@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from tests.passes.fuzz.builder import Builder, Invalid
+from tests.passes.fuzz.builder import Builder
+from tests.passes.fuzz.nodes import Invalid
 from tests.passes.fuzz.spellings import ints, number, with_axes
 
 _UNARY = """

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 from onnx import ModelProto, helper
 
-from tests.passes.fuzz.builder import FIRST_IR_WITH_DEFAULTS, Builder, Invalid
+from tests.passes.fuzz.builder import Builder
+from tests.passes.fuzz.nodes import FIRST_IR_WITH_DEFAULTS, Invalid
 from tests.passes.fuzz.operators import Values
 from tests.passes.fuzz.pieces import PIECES
 from tests.passes.fuzz.sites import chain, site
@@ -103,6 +104,9 @@ def _model(b: Builder, tensors: list[str]) -> ModelProto:
         b.note("inner output")
         outputs += b.rng.sample(inner, min(len(inner), b.rng.randint(1, 2)))
     inputs = list(b.inputs)
+    if b.chance(0.05):
+        b.note("input or constant as output")
+        outputs.append(b.op("Identity", b.pick(*b.feeds[0], *b.initializers)))
     if b.ir < FIRST_IR_WITH_DEFAULTS:
         listed = list(b.initializers)
         b.note("IR 3")

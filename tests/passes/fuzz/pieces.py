@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from tests.passes.fuzz.builder import Builder, Invalid
+from tests.passes.fuzz.builder import Builder
 from tests.passes.fuzz.constants import constant_subgraph
 from tests.passes.fuzz.nested import branching, looping
+from tests.passes.fuzz.nodes import Invalid
 from tests.passes.fuzz.spellings import (
     arithmetic,
     batchnorm,

@@ -6,7 +6,8 @@ import numpy as np
 
 from tests.passes.fuzz.branches import ACTIVATIONS, branch
 from tests.passes.fuzz.branches import MISSES as BRANCH_MISSES
-from tests.passes.fuzz.builder import Builder, Invalid
+from tests.passes.fuzz.builder import Builder
+from tests.passes.fuzz.nodes import Invalid
 from tests.passes.fuzz.spellings import (
     add,
     clip,
