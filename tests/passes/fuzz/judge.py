@@ -24,7 +24,7 @@ class Verdict:
     """What became of a graph.
 
     Attributes:
-        kind: ``ok``; ``invalid`` (the original is); ``ill`` (rounded so much that nothing can be told);
+        kind: ``ok``; ``invalid`` (the original is); ``ill`` (the original is far from the truth in some run);
             or a fault: ``crash``, ``unloadable``, ``shape``, ``infinite``, ``wrong``, ``unstable``
             (optimised again, it changes).
         detail: where, or the message.
@@ -47,61 +47,74 @@ def judge(model: ModelProto, feeds: Sequence[Values], values: Sequence[Mapping[s
     """Optimise `model` and compare both with `values`, every tensor in double precision, by feed."""
     try:
         _check(model)
-        before = [_run(model, feed, optimised=on) for feed in feeds for on in (False, True)]
+        before = [[_run(model, feed, optimised=on) for on in (False, True)] for feed in feeds]
     except Exception as error:  # whatever the checker or ONNX Runtime raises: no valid graph
         return Verdict("invalid", _line(error))
-    kept = model.SerializeToString(deterministic=True)
+    kept = _serialised(model)
     try:
         result = optimize(model)
         again = optimize(result.model)
     except Exception as error:  # the fault that is looked for
         return Verdict("crash", _line(error))
     fused, refused = len(result.fusions), len(result.rejected)
-    if model.SerializeToString(deterministic=True) != kept:
+    if _serialised(model) != kept:
         return Verdict("crash", "the model it was given has changed", fused, refused)
     try:
         _check(result.model)
-        after = [_run(result.model, feed, optimised=on) for feed in feeds for on in (False, True)]
+        after = [[_run(result.model, feed, optimised=on) for on in (False, True)] for feed in feeds]
     except Exception as error:  # likewise
         return Verdict("unloadable", _line(error), fused, refused)
-    share, ill = 0.0, ""
-    largest = [_magnitudes(result.model, feed_values) for feed_values in values]
-    for i, feed_values in enumerate(values):
-        for name in (value.name for value in model.graph.output):
-            originals, optimised = ([run[name] for run in runs[2 * i : 2 * i + 2]] for runs in (before, after))
-            kind, found = _compare(feed_values[name], originals, optimised, largest[i][name])
-            if kind == "ill":
-                ill = name
-            elif kind:
-                return Verdict(kind, f"{name} of feed {i}: {found}", fused, refused)
-            share = max(share, found)
-    if again.model.SerializeToString(deterministic=True) != result.model.SerializeToString(deterministic=True):
-        return Verdict("unstable", _difference(result.model, again.model), fused, refused, share)
-    return Verdict("ill" if ill else "ok", ill, fused, refused, share)
+    compared = _Compared()
+    for i, exact in enumerate(values):
+        largest = _magnitudes(result.model, exact)
+        for name in largest:
+            for one, other in zip(before[i], after[i], strict=True):
+                if name in one:
+                    compared.add(f"{name} of feed {i}", exact[name], one[name], other[name], largest[name])
+    if not compared.kind and _serialised(again.model) != _serialised(result.model):
+        compared.kind, compared.detail = "unstable", _difference(result.model, again.model)
+    return Verdict(compared.kind or "ok", compared.detail, fused, refused, compared.share)
 
 
-def _compare(exact: Array, originals: list[Array], optimised: list[Array], largest: float) -> tuple[str, float]:
-    """A fault, if there is one, and the error as a share of what is allowed."""
-    for one, other in zip(originals, optimised, strict=True):
-        if (one.shape, one.dtype) != (other.shape, other.dtype):
-            return "shape", 0.0
-        if np.any(np.isfinite(one) & ~np.isfinite(other)):
-            return "infinite", 0.0
-    dtype = originals[0].dtype
-    if dtype.kind != "f":
-        same = all(np.array_equal(one, other) for one, other in zip(originals, optimised, strict=True))
+class _Compared:
+    """The first fault of many comparisons, and the largest error as a share of what is allowed."""
+
+    def __init__(self) -> None:
+        self.kind = self.detail = ""
+        self.share = 0.0
+
+    def add(self, where: str, exact: Array, one: Array, other: Array, largest: float) -> None:
+        """Compare what the original and the optimised graph give, both run in the same way."""
+        kind, share = _compare(exact, one, other, largest)
+        self.share = max(self.share, share)
+        if kind and self.kind in ("", "ill"):
+            self.kind, self.detail = kind, f"{where}: {share:.3g} of what is allowed"
+
+
+def _compare(exact: Array, one: Array, other: Array, largest: float) -> tuple[str, float]:
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return "shape", 0.0
+    if one.dtype.kind != "f":
+        same = np.array_equal(one, other)
         return ("" if same else "wrong"), float(not same)
-    told = np.isfinite(exact) & np.all([np.isfinite(one) for one in originals], axis=0)
-    scale = float(np.max(np.abs(exact[told]), initial=0.0))
-    own, ours = (
-        max(float(np.max(np.abs(run[told].astype(np.float64) - exact[told]), initial=0.0)) for run in runs)
-        for runs in (originals, optimised)
-    )
-    if own > SLACK[dtype] * max(scale, largest):
+    if np.any(np.isfinite(one) & ~np.isfinite(other)):
+        return "infinite", 0.0
+    told = np.isfinite(exact) & np.isfinite(one)
+    largest = max(largest, _largest(exact[told]))
+    own, ours = (_largest(run[told].astype(np.float64) - exact[told]) for run in (one, other))
+    if own > SLACK[one.dtype] * largest:
         return "ill", 0.0
-    allowed = FACTOR * (own + float(np.finfo(dtype).eps) * max(scale, largest))
+    allowed = FACTOR * (own + float(np.finfo(one.dtype).eps) * largest)
     share = ours / allowed if allowed else float(ours > 0)
     return ("wrong" if share > 1.0 else ""), share
+
+
+def _largest(array: Array) -> float:
+    return float(np.max(np.abs(array), initial=0.0, where=np.isfinite(array)))
+
+
+def _serialised(model: ModelProto) -> bytes:
+    return model.SerializeToString(deterministic=True)
 
 
 def _magnitudes(model: ModelProto, values: Mapping[str, Array]) -> dict[str, float]:
@@ -116,7 +129,7 @@ def _magnitudes(model: ModelProto, values: Mapping[str, Array]) -> dict[str, flo
         value = values.get(name)
         if value is None or value.dtype.kind != "f" or name in constants:
             return 0.0
-        return float(np.max(np.abs(value[np.isfinite(value)]), initial=0.0))
+        return _largest(value)
 
     for value in model.graph.input:
         found[value.name] = own(value.name)
