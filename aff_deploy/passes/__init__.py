@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from aff_deploy.errors import ModelError
 from aff_deploy.passes.cleanup import cleanup
-from aff_deploy.passes.convert import export_model, import_graph
+from aff_deploy.passes.convert import export_model, import_graph, note_types
 from aff_deploy.passes.fold_batchnorm import fold_batchnorm
 from aff_deploy.passes.fold_constants import fold_constants
 from aff_deploy.passes.functions import attach_functions
@@ -91,19 +91,49 @@ def optimize(
     """
     _require_opset(model)
     graph = import_graph(model)
-    results: list[PassResult] = []
-    for apply in DEFAULT_PASSES + (FUSION_PASSES if fuse else ()):
-        start = time.perf_counter()
-        rewrites = apply(graph)
-        results.append(PassResult(apply.__name__, rewrites, time.perf_counter() - start, len(graph.nodes)))
-        if after_pass is not None and rewrites:
-            after_pass(apply.__name__, _finished(graph, model))
+    results = _apply_until_settled(graph, model, [DEFAULT_PASSES, *([FUSION_PASSES] if fuse else [])], after_pass)
     rejected = find_rejections(graph)
     optimized = _finished(graph, model)
     # graphsurgeon's nodes and tensors refer to each other, and through their weights to all of `model`.
     del graph
     gc.collect()
     return Optimized(optimized, tuple(results), list_fusions(optimized), rejected)
+
+
+def _apply_until_settled(
+    graph: gs.Graph,
+    model: onnx.ModelProto,
+    rounds: Sequence[tuple[Pass, ...]],
+    after_pass: Callable[[str, onnx.ModelProto], None] | None,
+) -> list[PassResult]:
+    """Run each round of passes until it does nothing, from the first again whenever one did something.
+
+    What a pass made constant tells shapes that were not known, and what it took away leaves tensors with one
+    reader: the passes before it may then do more. A second optimisation finds nothing left.
+    """
+    results: list[PassResult] = []
+    told, i = 0, 0
+    while i < len(rounds):
+        found = [_apply(graph, model, apply, after_pass) for apply in rounds[i]]
+        changed = any(result.rewrites for result in found)
+        if changed or i == told:
+            results += found
+        told = max(told, i + 1)
+        if changed:
+            note_types(graph, model)
+        i = 0 if changed else i + 1
+    return results
+
+
+def _apply(
+    graph: gs.Graph, model: onnx.ModelProto, apply: Pass, after_pass: Callable[[str, onnx.ModelProto], None] | None
+) -> PassResult:
+    start = time.perf_counter()
+    rewrites = apply(graph)
+    result = PassResult(apply.__name__, rewrites, time.perf_counter() - start, len(graph.nodes))
+    if after_pass is not None and rewrites:
+        after_pass(apply.__name__, _finished(graph, model))
+    return result
 
 
 def inspect_model(model: onnx.ModelProto) -> dict[str, Any]:

@@ -12,7 +12,8 @@ constant. Hence:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,16 @@ from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from aff_deploy.errors import ModelError
 from aff_deploy.onnx_data import nested_graphs
-from aff_deploy.onnx_file import FIRST_IR_WITH_DEFAULTS, infer_types, overridable, skeleton, sorted_nodes, static_shape
+from aff_deploy.onnx_file import (
+    FIRST_IR_WITH_DEFAULTS,
+    SKELETON_KEEPS_BYTES,
+    infer_types,
+    overridable,
+    skeleton,
+    sorted_nodes,
+    static_shape,
+)
+from aff_deploy.ops import DOMAIN, DOMAIN_VERSION
 from aff_deploy.passes.graph import Node
 
 FIRST_OPSET_INFERRING_RESHAPE = 14
@@ -97,6 +107,40 @@ def _release(graph: gs.Graph, model: ModelProto, tensors: Mapping[str, gs.Tensor
     graph.inputs = [listed[value.name] for value in model.graph.input if value.name in listed]
 
 
+def note_types(graph: gs.Graph, original: ModelProto) -> None:
+    """Note on the tensors of a graph that has been rewritten what shape inference can tell of them now.
+
+    Args:
+        graph: the graph; its weights are not read.
+        original: the model that it was imported from.
+    """
+    light = ModelProto(ir_version=max(original.ir_version, FIRST_IR_WITH_DEFAULTS))
+    for field in ("opset_import", "functions"):
+        getattr(light, field).extend(getattr(original, field))
+    # Of the fused operator only its outputs' types count, and they are noted.
+    if all(entry.domain != DOMAIN for entry in light.opset_import):
+        light.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
+    light.graph.name = original.graph.name
+    light.graph.node.extend(export_node(node) for node in graph.nodes)
+    light.graph.output.extend(original.graph.output)
+    tensors = graph.tensors()
+    light.graph.input.extend(value for value in original.graph.input if isinstance(tensors.get(value.name), gs.Variable))
+    for tensor in tensors.values():
+        if isinstance(tensor, gs.Constant):
+            _add_light(light.graph, tensor)
+    _add_value_info(light.graph, original.graph, tensors)
+    _note_types(light, tensors)
+
+
+def _add_light(graph: GraphProto, tensor: gs.Constant) -> None:
+    """A constant that shapes may be computed from as it is, a larger one as an input of its type and shape."""
+    if math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize <= SKELETON_KEEPS_BYTES:
+        graph.initializer.append(numpy_helper.from_array(np.asarray(tensor.values), tensor.name))
+    else:
+        elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+        graph.input.append(helper.make_tensor_value_info(tensor.name, elem_type, tensor.shape))
+
+
 def _note_types(model: ModelProto, tensors: Mapping[str, gs.Tensor]) -> None:
     types = infer_types(_upgraded(model))
     for name, tensor in tensors.items():
@@ -110,8 +154,18 @@ def _note_types(model: ModelProto, tensors: Mapping[str, gs.Tensor]) -> None:
         elif isinstance(tensor.dtype, int):
             tensor.dtype = None
         shape = static_shape(inferred)
-        if shape is not None and (tensor.shape is None or None in tensor.shape):
-            tensor.shape = shape
+        if shape is not None:
+            tensor.shape = _better_known(tensor.shape, shape)
+
+
+def _better_known(
+    noted: Sequence[int | str | None] | None, inferred: tuple[int | str | None, ...]
+) -> Sequence[int | str | None]:
+    """The shape of which more is known: numbers before names before nothing."""
+    if noted is None or len(noted) != len(inferred):
+        return inferred if noted is None else noted
+    pairs = zip(noted, inferred, strict=True)
+    return tuple(new if old is None or (isinstance(new, int) and not isinstance(old, int)) else old for old, new in pairs)
 
 
 def _upgraded(model: ModelProto) -> ModelProto:

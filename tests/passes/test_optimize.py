@@ -102,6 +102,63 @@ def test_a_second_time_changes_nothing() -> None:
     assert twice.model == once.model
 
 
+# Each needs what another pass finds first: the reader of one behind it, or a constant that tells a shape.
+SETTLED = {
+    "BatchNormalization behind BatchNormalization": (
+        "(float[N, 4, 5, 6] x) => (float[N, 4, 5, 6] out)",
+        """  first = BatchNormalization(x, gamma0, beta0, mean0, var0)
+  second = BatchNormalization(first, gamma1, beta1, mean1, var1)
+  out = Conv(second, k)""",
+        ["Conv"],
+    ),
+    "axes behind an Identity": (
+        "(float[N, 4, 5, 6] x, float[N, 4, 5] y) => (float[A, B] out)",
+        """  same = Identity(last)
+  wide = Unsqueeze(y, same)
+  sum = Add(x, wide)
+  shape = Shape(sum)
+  channels = Gather(shape, place)
+  rows = Concat<axis: int = 0>(minus, channels)
+  out = Reshape(sum, rows)""",
+        ["Add", "Reshape", "Unsqueeze"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("ends", "nodes", "left"), SETTLED.values(), ids=SETTLED)
+@pytest.mark.parametrize("opset", [13, 18])
+def test_no_pass_leaves_work_for_a_second_time(ends: str, nodes: str, left: list[str], opset: int) -> None:
+    weights = ", ".join(f"float[4] gamma{i}, float[4] beta{i}, float[4] mean{i}, float[4] var{i}" for i in range(2))
+    numbers = "int64[1] last = {3}, int64[1] place = {1}, int64[1] minus = {-1}"
+    before = model_of(f"g {ends} <float[4, 4, 1, 1] k, {weights}, {numbers}> {{\n{nodes}\n}}", opset=opset)
+    once = optimize(before)
+    assert sorted(op_types(once.model)) == left
+    assert optimize(once.model).model == once.model
+    assert_parity(before, once.model)
+
+
+def test_attention_whose_shapes_only_folding_tells() -> None:
+    """The stacks have a shape once their axis is known to be constant."""
+    start, end = AFF.index("  one = Constant"), AFF.rindex("}")
+    stacked = """  same_axis = Identity(axis)
+  stack_x = Unsqueeze(x, same_axis)
+  stack_y = Unsqueeze(y, same_axis)
+  features = Concat<axis: int = 4>(stack_x, stack_y)
+  one = Constant<value_float: float = 1.0>()
+  rest = Sub(one, w)
+  stack_w = Unsqueeze(w, same_axis)
+  stack_rest = Unsqueeze(rest, same_axis)
+  gates = Concat<axis: int = 4>(stack_w, stack_rest)
+  product = Mul(features, gates)
+  out = ReduceSum<keepdims: int = 0>(product, same_axis)
+"""
+    before = model_of((AFF[:start] + stacked + AFF[end:]).replace("> {", ", int64[1] axis = {4}> {"))
+    once = optimize(before)
+    assert [fusion.kind for fusion in once.fusions] == ["aff"]
+    assert optimize(once.model).model == once.model
+    assert_parity(before, once.model)
+
+
 def test_the_same_input_gives_the_same_bytes() -> None:
     first, second = (optimize(aff()).model.SerializeToString(deterministic=True) for _ in range(2))
     assert first == second
