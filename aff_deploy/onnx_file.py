@@ -171,16 +171,13 @@ def _check_wiring(graph: GraphProto, name: str, outer: tuple[frozenset[str], ...
     constants = [*(t.name for t in graph.initializer), *(t.values.name for t in graph.sparse_initializer)]
     # One set for each graph around, none of them copied: a graph may hold thousands of others.
     known = (frozenset([*made, *constants]), *outer)
-    if len(made) != len(set(made)):
-        twice = next(tensor for tensor, count in Counter(made).items() if count > 1)
+    if twice := next((tensor for tensor, count in Counter(made).items() if count > 1), ""):
         raise ModelError(f"{name}: tensor {twice!r} is produced twice", fix=EXPORT_AGAIN)
     for node in graph.node:
         for tensor in node.input:
             if tensor and not any(tensor in names for names in known):
-                raise ModelError(
-                    f"{name}: node {node.name or node.op_type!r} reads {tensor!r}, which nothing makes (a lost initializer?)",
-                    fix=EXPORT_AGAIN,
-                )
+                lost = f"{tensor!r}, which nothing makes (a lost initializer?)"
+                raise ModelError(f"{name}: node {node.name or node.op_type!r} reads {lost}", fix=EXPORT_AGAIN)
         for nested in nested_graphs(node):
             _check_wiring(nested, name, known)
     for value in graph.output:
