@@ -17,6 +17,8 @@ DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int8",
 
 # An input this large is a typing error, not a wish (1 GiB of float32).
 MAX_ELEMENTS = 2**28
+# Python reads numbers of some thousand digits, and no more.
+MAX_TEXT = 4000
 
 
 _PLAIN = "[A-Za-wyz_][A-Za-wyz0-9_]*"
@@ -82,6 +84,8 @@ class TensorSpec:
     distribution: Distribution | None = None
 
     def __post_init__(self) -> None:
+        if any("\ud800" <= letter <= "\udfff" for letter in self.name):
+            raise UsageError(f"the name {self.name!r} of an input is no text", fix="give a name in UTF-8")
         if self.dtype not in DTYPES:
             raise UsageError(f"input {self.name!r}: unknown dtype {self.dtype!r}", fix=f"use one of {', '.join(DTYPES)}")
         for dim in self.shape:
@@ -111,6 +115,9 @@ class TensorSpec:
         Raises:
             UsageError: the text is not of that form.
         """
+        # By its length first: the patterns' work grows with the square of it.
+        if len(text) > MAX_TEXT:
+            raise UsageError(f"an input of {len(text)} characters cannot be read", fix="give it a shorter name")
         typed = _TYPED.fullmatch(text)
         found = typed or _UNTYPED.fullmatch(text)
         if found is None or (typed is None and found["shape"] in DTYPES):
@@ -209,6 +216,8 @@ def parse_dynamic(text: str) -> tuple[str, dict[int, str]]:
     Raises:
         UsageError: the text is not of that form.
     """
+    if len(text) > MAX_TEXT:
+        raise UsageError(f"dynamic dimensions of {len(text)} characters cannot be read", fix="give shorter names")
     match = re.fullmatch(r"(?P<name>.+):(?P<axes>\d+=[A-Za-z_]\w*(?:,\d+=[A-Za-z_]\w*)*)", text.strip())
     if match is None:
         raise UsageError(f"cannot read dynamic dimensions {text!r}", fix="write NAME:0=batch or NAME:0=batch,2=h,3=w")

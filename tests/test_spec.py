@@ -24,7 +24,7 @@ from aff_deploy.spec import (
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 
 
-@given(NAMES, st.lists(st.integers(1, 64) | NAMES, max_size=5), st.sampled_from(DTYPES))
+@given(NAMES, st.lists(st.integers(1, 48) | NAMES, max_size=5), st.sampled_from(DTYPES))
 def test_parse_reads_what_text_writes(name: str, shape: list[int | str], dtype: str) -> None:
     spec = TensorSpec(name, tuple(shape), dtype)
     assert TensorSpec.parse(spec.text) == spec
@@ -131,3 +131,17 @@ def test_a_range_that_does_not_fit(text: str, part: str) -> None:
     specs = (TensorSpec("ids", (1,), "int64"), TensorSpec("pixels", (1,), "uint8"), TensorSpec("mask", (1,), "bool"))
     with pytest.raises(UsageError, match=part):
         apply_ranges(specs, [text])
+
+
+@pytest.mark.parametrize("text", ["x:1x" + "9" * 5000, "\udcff:1x1", "x" * 5000 + ":1", "x:" + "{a}x" * 30_000])
+def test_inputs_that_nothing_can_hold(text: str) -> None:
+    with pytest.raises(UsageError):
+        TensorSpec.parse(text)
+
+
+def test_numbers_of_thousands_of_digits() -> None:
+    with pytest.raises(UsageError):
+        parse_dynamic("x:" + "9" * 5000 + "=n")
+    for number in ("9" * 5000, "1e400"):
+        with pytest.raises(UsageError):
+            apply_ranges((TensorSpec("ids", (1,), "int64"),), [f"ids:0:{number}"])

@@ -84,8 +84,10 @@ def claim_file(path: Path, *sidecars: str, updating: bool = False) -> None:
         updating: the file is read as well, because it is kept up to date, like a cache.
 
     Raises:
-        UsageError: one of them is read by the same command, or is a symbolic link.
+        UsageError: one of them is read by the same command, or is a symbolic link; or `path` has no name.
     """
+    if not path.name:
+        raise UsageError(f"{os.fspath(path)!r} names no file", fix="give a name with -o")
     for output in (path, *(path.with_name(path.name + suffix) for suffix in sidecars)):
         refuse_link(output)
         if (command := _command.get()) is None:

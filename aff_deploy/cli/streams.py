@@ -29,9 +29,8 @@ _UNSAFE = re.compile(
 
 def printable(text: str, most: int = MAX_LINE) -> str:
     """`text` with control characters as escapes, and the middle left out of each line that is too long."""
-    if len(text) > most:
-        text = "\n".join(_shortened(line, most) for line in text.split("\n"))
-    return _UNSAFE.sub(_escape, text)
+    text = _UNSAFE.sub(_escape, text)
+    return text if len(text) <= most else "\n".join(_shortened(line, most) for line in text.split("\n"))
 
 
 def cell(value: object) -> str:

@@ -12,6 +12,8 @@ from aff_deploy.errors import UsageError
 from aff_deploy.runtimes.backends import FIRST_FP8_CAPABILITY, Backend, parse_capability
 from aff_deploy.spec import Precision
 
+MAX_WORKSPACE = 2**20
+"""MiB."""
 HardwareCompatibility = Literal["none", "ampere+", "same-compute-capability"]
 
 
@@ -65,8 +67,8 @@ def check_options(options: BuildOptions, backend: Backend, precision: Precision 
         raise UsageError(f"{option} is not for {backend.title}", fix=fix)
     if options.optimization_level is not None and not 0 <= options.optimization_level <= 5:
         raise UsageError(f"--builder-optimization-level {options.optimization_level} is out of range", fix="give 0 to 5")
-    if options.workspace is not None and options.workspace < 1:
-        raise UsageError(f"--workspace {options.workspace} is no size", fix="give MiB, 1 or more")
+    if options.workspace is not None and not 1 <= options.workspace <= MAX_WORKSPACE:
+        raise UsageError(f"--workspace {options.workspace} is no size", fix=f"give MiB, 1 to {MAX_WORKSPACE}")
     if options.plugin is not None:
         if not is_input(options.plugin):
             raise UsageError(f"there is no plugin library {options.plugin}", fix="build it: docs/plugin.md says how")

@@ -76,6 +76,12 @@ def test_an_updated_file_is_read_and_written_but_is_no_other_input(folder: Path)
             claim_file(Path("in.onnx"), updating=True)
 
 
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_an_output_has_a_name(path: str) -> None:
+    with pytest.raises(UsageError, match="names no file"):
+        claim_file(Path(path), ".json")
+
+
 def test_others_are_left_alone(folder: Path) -> None:
     with kept_apart():
         read("in.onnx")

@@ -39,6 +39,7 @@ def test_a_line_has_a_limit_and_keeps_its_end() -> None:
     assert len(first) == MAX_LINE
     assert first.endswith("; do this")
     assert second == "b" * MAX_LINE
+    assert len(printable("\x1b" * MAX_LINE)) == MAX_LINE
 
 
 def test_a_name_stays_in_its_row_of_a_table() -> None:
