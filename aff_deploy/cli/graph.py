@@ -41,9 +41,9 @@ def optimize(
         before = len(model.graph.node)
         after_pass = None
         if verify:
-            from aff_deploy.verify import pass_verifier
+            from aff_deploy.verify import PassVerifier
 
-            after_pass = pass_verifier(model)
+            after_pass = PassVerifier(model)
         step("run the passes" + (", each verified on ONNX Runtime" if verify else ""))
         result = run_passes(model, fuse=not no_fuse, after_pass=after_pass)
         document, optimised = result.to_dict(), result.model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,10 +28,12 @@ from aff_deploy.cli.options import (
 from aff_deploy.errors import UsageError
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from aff_deploy.nets.resolve import Network
     from aff_deploy.recipe import Recipe
-    from aff_deploy.runtimes import Runner
-    from aff_deploy.validate import Check, ValidationReport
+    from aff_deploy.runtimes import Feeds, Runner
+    from aff_deploy.validate import Check, Exact, Truth, ValidationReport
 
 
 def validate(
@@ -60,7 +63,8 @@ def validate(
         from aff_deploy.validate import validate as compare
         from aff_deploy.verify import free_sizes, precision_of
 
-        precision = precision_of(load_onnx(file))
+        model = load_onnx(file)
+        precision = precision_of(model)
         candidate = stack.enter_context(OnnxRuntimeRunner(file))
         reference, recipe, network = _reference(against, given, candidate)
         stack.enter_context(reference)
@@ -72,7 +76,8 @@ def validate(
             keys = recipe.evaluation.inputs if recipe.evaluation is not None else None
             batches = load_npz_feeds(data, reference.inputs, keys=keys, preprocessing=recipe.preprocessing)
         step(f"compare on {'seeded data' if data is None else data.name}")
-        report = compare(reference, candidate, batches, tolerance_of(recipe, precision, atol, rtol, min_cosine))
+        tolerance = tolerance_of(recipe, precision, atol, rtol, min_cosine)
+        report = compare(reference, candidate, batches, tolerance, truth=_truth(reference, against, model, batches))
     if as_json:
         print_json(report.to_dict())
     else:
@@ -99,6 +104,32 @@ def _reference(against: str, given: Given, candidate: Runner) -> tuple[Runner, R
     return PyTorchRunner(network.module, network.inputs or candidate.inputs), network.recipe, network
 
 
+def _truth(reference: Runner, against: str, model: ModelProto, batches: Sequence[Feeds]) -> Truth:
+    """The reference in double precision, and what is known of the file's sites."""
+    from aff_deploy.errors import InputError
+    from aff_deploy.onnx_file import load_onnx
+    from aff_deploy.runtimes.double import DoubleRunner
+    from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+    from aff_deploy.validate import Truth
+    from aff_deploy.verify import eps_of, observe_sites
+
+    eps = eps_of(model)
+    try:
+        if isinstance(reference, OnnxRuntimeRunner):
+            original = load_onnx(Path(against))
+            eps = max(eps, eps_of(original))
+            runner: Runner = DoubleRunner(original)
+        else:
+            from aff_deploy.runtimes.pytorch import PyTorchRunner
+
+            assert isinstance(reference, PyTorchRunner)
+            runner = reference.copy_in_double()
+        sites = observe_sites(model, batches[:1])
+    except InputError as error:
+        return Truth(None, eps, why_not=error.message)
+    return Truth(runner, eps, max((max(site.read, site.written) for site in sites), default=0.0))
+
+
 def _print_report(report: ValidationReport, what: str) -> None:
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.3g}"
@@ -121,11 +152,25 @@ def _print_report(report: ValidationReport, what: str) -> None:
         print(table(checks, ("check", "", "")))
     for failure in report.failures:
         print(f"  {failure}")
+    if report.exact is not None:
+        _print_exact(report.exact)
     tolerance = report.tolerance
     print(
         f"{'passed' if report.passed else 'FAILED'}: {what}, {report.samples} samples, "
         f"atol {tolerance.atol:g}, rtol {tolerance.rtol:g}, min cosine {tolerance.min_cosine:g}"
     )
+
+
+def _print_exact(exact: Exact) -> None:
+    if exact.conditioning:
+        print(f"  {exact.conditioning}")
+    if not exact.outputs:
+        print(f"exact: not known: {exact.why_not}")
+        return
+    worst = max(exact.outputs, key=lambda output: output.error / output.allowed if output.allowed else output.error)
+    figures = f"output {worst.name!r} is {worst.error:.3g} from float64, the reference {worst.original_error:.3g}"
+    word = "yes" if exact.holds else "no"
+    print(f"exact: {word}: {worst.broken or figures}, where {worst.allowed:.3g} is allowed, over {exact.samples} samples")
 
 
 def _word(check: Check) -> str:

@@ -35,7 +35,7 @@ from aff_deploy.passes.graph import (
     replace_uses,
 )
 
-DEFAULT_EPSILON = 1e-5
+DEFAULT_EPSILON = float(np.float32(1e-5))
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,8 @@ class DoubleRunner:
 
     def __init__(self, model: ModelProto) -> None:
         graph = model.graph
-        defaults = {tensor.name for tensor in graph.initializer}
-        self._inputs = tuple(_spec(value) for value in graph.input if value.name not in defaults)
+        self._defaults = frozenset(tensor.name for tensor in graph.initializer)
+        self._inputs = tuple(_spec(value) for value in graph.input if value.name not in self._defaults)
         self._outputs = tuple(value.name for value in graph.output)
         source = ModelProto()
         source.CopyFrom(model)
@@ -88,13 +88,13 @@ class DoubleRunner:
         return self._outputs
 
     def infer(self, feeds: Feeds) -> dict[str, Array]:
-        """The outputs by name; floats are float64, as those of `feeds` must be.
+        """The outputs by name; floats are float64, as those of `feeds` must be. Initializers may be fed in place of their own.
 
         Raises:
             DataError: the feeds do not fit the inputs.
             ModelError: an operator failed.
         """
-        check_feeds(self._inputs, feeds)
+        check_feeds(self._inputs, {name: array for name, array in feeds.items() if name not in self._defaults})
         values: dict[str, Any] = {"": None, **self._evaluator.rt_inits_, **feeds}
         with np.errstate(all="ignore"):
             for node, dropped in zip(self._evaluator.rt_nodes_, self._dropped, strict=True):
