@@ -20,6 +20,12 @@ def optimize(
     verify: Annotated[
         bool, typer.Option("--verify", help="After each pass, compare with the input file on ONNX Runtime.")
     ] = False,
+    convex: Annotated[
+        bool, typer.Option("--convex", help="Blend as x w + y (1 - w), which keeps an x that is small beside y; slower.")
+    ] = False,
+    inline: Annotated[
+        bool, typer.Option("--inline", help="Write the operator's body in place of its calls, for runtimes without functions.")
+    ] = False,
     plugin: Annotated[
         bool, typer.Option("--plugin", help="Write compiled kernels for the TensorRT plugin into the fused calls.")
     ] = False,
@@ -28,6 +34,8 @@ def optimize(
     """Fold, clean up and fuse an ONNX file."""
     if plugin and no_fuse:
         raise UsageError("--plugin has nothing to write into with --no-fuse", fix="leave one of them out")
+    if plugin and inline:
+        raise UsageError("--plugin writes into the calls that --inline removes", fix="leave one of them out")
     claim_output(output, source)
     native: list[dict[str, str]] = []
     carried: tuple[dict[str, Any], ...] = ()
@@ -39,13 +47,13 @@ def optimize(
 
         model = load_onnx(source)
         before = len(model.graph.node)
-        after_pass = None
+        verifier = None
         if verify:
             from aff_deploy.verify import PassVerifier
 
-            after_pass = PassVerifier(model)
+            verifier = PassVerifier(model)
         step("run the passes" + (", each verified on ONNX Runtime" if verify else ""))
-        result = run_passes(model, fuse=not no_fuse, after_pass=after_pass)
+        result = run_passes(model, fuse=not no_fuse, convex=convex, inline=inline, after_pass=verifier)
         document, optimised = result.to_dict(), result.model
         if plugin:
             step("compile kernels")
@@ -70,7 +78,11 @@ def optimize(
         if native:
             print(f"calls left native: {len(native)}")
             print(table([(site["name"], site["reason"]) for site in native]))
-    proven = ", verified after each pass" if verify else ""
+    if result.convex:
+        print(f"blended without losing x: {len(result.convex)}")
+    proven = "" if verifier is None else ", verified after each pass"
+    if verifier is not None and verifier.weaker:
+        proven += f" within the tolerance only: {verifier.weaker}"
     print(f"{output}: {before} nodes before, {len(result.model.graph.node)} after{proven}")
 
 

@@ -177,6 +177,9 @@ class _Weights:
         slope = branch.activation.slope
         assert slope is not None
         shape = (branch.first.channels_out, *[1] * (len(site.x.shape) - 2))
+        constant = slope.constant
+        if not slope.steps and constant.dtype == site.x.dtype and tuple(constant.shape) == shape:
+            return constant
         key = (slope.key, "slope", shape, str(site.x.dtype))
         return self._make(
             key, slope.constant.name, site.x.dtype, lambda: np.broadcast_to(slope.values().reshape(-1), shape[0]).reshape(shape)
