@@ -73,6 +73,9 @@ class DoubleRunner:
         ordered = list(sorted_nodes(source.graph))
         del source.graph.node[:]
         source.graph.node.extend(ordered)
+        functions = _callees_first(source)
+        del source.functions[:]
+        source.functions.extend(functions)
         try:
             self._evaluator = _Evaluator(source)
         except Exception as error:  # what it raises depends on the operator
@@ -122,6 +125,23 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type) if kind.elem_type else np.dtype(object)
     name = "float64" if dtype in _NARROW else dtype.name
     return TensorSpec(value.name, shape, name)
+
+
+def _callees_first(model: ModelProto) -> list[onnx.FunctionProto]:
+    """The model's functions, each behind those that it calls, as the evaluator wants them."""
+    known = {(function.domain, function.name): function for function in model.functions}
+    order: dict[tuple[str, str], onnx.FunctionProto] = {}
+
+    def visit(function: onnx.FunctionProto) -> None:
+        for key in ((node.domain, node.op_type) for node in function.node):
+            if key in known and key not in order:
+                visit(known[key])
+        order[function.domain, function.name] = function
+
+    for function in known.values():
+        if (function.domain, function.name) not in order:
+            visit(function)
+    return list(order.values())
 
 
 def _last_readings(model: ModelProto) -> list[tuple[str, ...]]:

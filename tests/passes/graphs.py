@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from aff_deploy.onnx_file import check_onnx
 from aff_deploy.passes.convert import export_model, import_graph
 from aff_deploy.runtimes.double import DoubleRunner, in_double
-from aff_deploy.validate.exact import Answers, measure_exactness
+from aff_deploy.validate.exact import Answers, Exactness, measure_exactness
 from aff_deploy.verify import eps_of, observe_sites
 
 Array = NDArray[Any]
@@ -123,22 +123,36 @@ def assert_same(expected: Sequence[Array], actual: Sequence[Array]) -> None:
         assert float(np.max(error, initial=0.0)) <= TOLERANCE[one.dtype] * max(scale, 1e-3), "the outputs differ"
 
 
-def assert_exact(before: onnx.ModelProto, after: onnx.ModelProto, feeds: Mapping[str, Array]) -> None:
-    """`after` computes what `before` does by the definition of exact: in ONNX Runtime, plain and optimised, and in float64."""
+def exactness(
+    before: onnx.ModelProto, after: onnx.ModelProto, feeds: Mapping[str, Array], *, truth: onnx.ModelProto | None = None
+) -> dict[str, tuple[Exactness, ...]]:
+    """How exactly `after` computes what `before` does: in ONNX Runtime, plain and optimising, and in float64.
+
+    `truth` is a model of the same function that can be evaluated in float64, where `before` itself cannot.
+    """
     names = [value.name for value in before.graph.output]
-    truth = DoubleRunner(before).infer(in_double(feeds))
+    right = dict(zip(names, DoubleRunner(truth or before).infer(in_double(feeds)).values(), strict=True))
     original = dict(zip(names, run_ort(before, feeds), strict=True))
-    sites = observe_sites(after, [feeds])
-    magnitude = max((max(site.read, site.written) for site in sites), default=0.0)
-    eps = max(eps_of(before), eps_of(after))
     candidates = {
         "ONNX Runtime": run_ort(after, feeds),
         "ONNX Runtime, optimising": run_ort(after, feeds, optimised=True),
-        "float64": DoubleRunner(after).infer(in_double(feeds)).values(),
     }
-    for runtime, outputs in candidates.items():
-        answers = Answers(truth, original, dict(zip(names, outputs, strict=True)))
-        problems = [found.detail for found in measure_exactness([answers], eps, magnitude) if not found.holds]
+    if truth is None:
+        candidates["float64"] = list(DoubleRunner(after).infer(in_double(feeds)).values())
+    magnitude = max((max(site.read, site.written) for site in observe_sites(after, [feeds])), default=0.0)
+    eps = max(eps_of(before), eps_of(after))
+    return {
+        runtime: measure_exactness([Answers(right, original, dict(zip(names, outputs, strict=True)))], eps, magnitude)
+        for runtime, outputs in candidates.items()
+    }
+
+
+def assert_exact(
+    before: onnx.ModelProto, after: onnx.ModelProto, feeds: Mapping[str, Array], *, truth: onnx.ModelProto | None = None
+) -> None:
+    """`after` computes what `before` does, by the one definition of exact."""
+    for runtime, outputs in exactness(before, after, feeds, truth=truth).items():
+        problems = [found.detail for found in outputs if not found.holds]
         assert not problems, f"{runtime}: {problems[0]}"
 
 
@@ -149,9 +163,7 @@ def assert_parity(before: onnx.ModelProto, after: onnx.ModelProto, **given: Arra
     assert_exact(before, after, feeds_of(before, **given))
 
 
-def check_rewrite(
-    body: str, count: int, *passes: Callable[[gs.Graph], int], **options: Any
-) -> onnx.ModelProto:
+def check_rewrite(body: str, count: int, *passes: Callable[[gs.Graph], int], **options: Any) -> onnx.ModelProto:
     """BEFORE, count, parity: the whole of most tests. Returns the model after the passes."""
     before = model_of(body, **options)
     check_onnx(before)
