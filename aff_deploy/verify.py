@@ -132,6 +132,11 @@ def observe_sites(model: onnx.ModelProto, batches: Iterable[Feeds]) -> tuple[Sit
     return tuple(found)
 
 
+def largest_at_sites(model: onnx.ModelProto, batches: Iterable[Feeds]) -> float:
+    """The largest magnitude of an input or output of a fused call: the m of `aff_deploy.validate.exact`."""
+    return max((max(site.read, site.written) for site in observe_sites(model, batches)), default=0.0)
+
+
 def _observe(model: onnx.ModelProto, names: Sequence[str], batches: Iterable[Feeds]) -> dict[str, float]:
     """The largest finite magnitude of each named tensor."""
     import onnx
@@ -211,8 +216,7 @@ class PassVerifier:
 
     def _compare(self, rewritten: onnx.ModelProto) -> str:
         # What an earlier pass fused may since have been written in place; the bound is still its sites'.
-        for site in observe_sites(rewritten, self._batches):
-            self._magnitude = max(self._magnitude, site.read, site.written)
+        self._magnitude = max(self._magnitude, largest_at_sites(rewritten, self._batches))
         with OnnxRuntimeRunner(rewritten) as candidate:
             found = measure_exactness(self._answers(candidate), self._eps, self._magnitude)
         return next((output.detail for output in found if not output.holds), "")

@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from aff_deploy.runtimes.pytorch import PyTorchRunner
 from aff_deploy.spec import TOLERANCES, Precision, TensorSpec
-from aff_deploy.validate import Truth, validate
+from aff_deploy.validate import truth_of, validate
 from aff_deploy.validate.truth import Exact
-from aff_deploy.verify import eps_of, observe_sites
+from aff_deploy.verify import eps_of, largest_at_sites
 
 
 def randomise_batchnorm(module: nn.Module, seed: int) -> None:
@@ -46,8 +46,8 @@ def randomise_batchnorm(module: nn.Module, seed: int) -> None:
 def exactness_of(network: nn.Module, inputs: Sequence[TensorSpec], model: onnx.ModelProto, feeds: Mapping[str, Any]) -> Exact:
     """How exactly ONNX Runtime computes with `model` what the network computes in PyTorch."""
     reference = PyTorchRunner(network, inputs)
-    magnitude = max((max(site.read, site.written) for site in observe_sites(model, [feeds])), default=0.0)
-    truth = Truth(reference.copy_in_double(), eps_of(model), magnitude)
+    magnitude = largest_at_sites(model, [feeds])
+    truth = truth_of(reference, eps_of(model), magnitude)
     with OnnxRuntimeRunner(model) as candidate:
         report = validate(reference, candidate, [feeds], TOLERANCES[Precision.FP32], metamorphic=False, truth=truth)
     assert report.exact is not None

@@ -79,7 +79,7 @@ def optimize(
             print(f"calls left native: {len(native)}")
             print(table([(site["name"], site["reason"]) for site in native]))
     if result.convex:
-        print(f"blended without losing x: {len(result.convex)}")
+        print(f"blends that keep a small x: {len(result.convex)}")
     proven = "" if verifier is None else ", verified after each pass"
     if verifier is not None and verifier.weaker:
         proven += f" within the tolerance only: {verifier.weaker}"

@@ -110,24 +110,21 @@ def _truth(reference: Runner, against: str, model: ModelProto, batches: Sequence
     from aff_deploy.onnx_file import load_onnx
     from aff_deploy.runtimes.double import DoubleRunner
     from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
-    from aff_deploy.validate import Truth
-    from aff_deploy.verify import eps_of, observe_sites
+    from aff_deploy.validate import Truth, truth_of
+    from aff_deploy.verify import eps_of, largest_at_sites
 
     eps = eps_of(model)
     try:
-        if isinstance(reference, OnnxRuntimeRunner):
-            original = load_onnx(Path(against))
-            eps = max(eps, eps_of(original))
-            runner: Runner = DoubleRunner(original)
-        else:
+        magnitude = largest_at_sites(model, batches[:1])
+        if not isinstance(reference, OnnxRuntimeRunner):
             from aff_deploy.runtimes.pytorch import PyTorchRunner
 
             assert isinstance(reference, PyTorchRunner)
-            runner = reference.copy_in_double()
-        sites = observe_sites(model, batches[:1])
+            return truth_of(reference, eps, magnitude)
+        original = load_onnx(Path(against))
+        return Truth(DoubleRunner(original), max(eps, eps_of(original)), magnitude)
     except InputError as error:
         return Truth(None, eps, why_not=error.message)
-    return Truth(runner, eps, max((max(site.read, site.written) for site in sites), default=0.0))
 
 
 def _print_report(report: ValidationReport, what: str) -> None:

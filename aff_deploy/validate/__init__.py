@@ -18,7 +18,7 @@ from aff_deploy.spec import Tolerance
 from aff_deploy.validate.exact import Exactness
 from aff_deploy.validate.metrics import OutputComparison, compare_batches, compare_outputs
 from aff_deploy.validate.rows import Check, Rows, adapt_feeds, check_rows, rows_of
-from aff_deploy.validate.truth import Exact, Truth, TruthMeasuring
+from aff_deploy.validate.truth import Doubling, Exact, Truth, TruthMeasuring, truth_of
 
 __all__ = [
     "Check",
@@ -31,6 +31,7 @@ __all__ = [
     "explain_difference",
     "load_npz_feeds",
     "seeded_feeds",
+    "truth_of",
     "validate",
 ]
 
@@ -114,16 +115,16 @@ def validate(
 
 
 def explain_difference(
-    truth: Runner, reference: Runner, candidate: Runner, batches: Iterable[Mapping[str, Array]], tolerance: Tolerance
+    reference: Doubling, candidate: Runner, batches: Iterable[Mapping[str, Array]], tolerance: Tolerance
 ) -> str:
     """Whether it is the network itself that makes a comparison fail, in words with the figures; nothing where it is not.
 
     Args:
-        truth: the reference in double precision, as `aff_deploy.runtimes.pytorch.PyTorchRunner.copy_in_double`.
         reference: what the candidate was held against.
         candidate: what failed.
         batches: data on which it failed.
         tolerance: by which it failed.
     """
-    report = validate(reference, candidate, batches, tolerance, metamorphic=False, truth=Truth(truth, eps=0.0))
+    truth = truth_of(reference, eps=0.0)
+    report = validate(reference, candidate, batches, tolerance, metamorphic=False, truth=truth)
     return "" if report.exact is None else report.exact.conditioning

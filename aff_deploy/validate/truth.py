@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from aff_deploy.errors import InputError
 from aff_deploy.runtimes import Feeds, Runner
@@ -32,6 +32,20 @@ class Truth:
     eps: float
     magnitude: float = 0.0
     why_not: str = ""
+
+
+class Doubling(Runner, Protocol):
+    """A runner that can make one of itself in double precision, as PyTorch's."""
+
+    def copy_in_double(self) -> Runner: ...
+
+
+def truth_of(reference: Doubling, eps: float, magnitude: float = 0.0) -> Truth:
+    """The reference in double precision; without a runner, and with the reason, where it cannot be had."""
+    try:
+        return Truth(reference.copy_in_double(), eps, magnitude)
+    except InputError as error:
+        return Truth(None, eps, magnitude, error.message)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from aff_deploy.onnx_file import check_onnx
 from aff_deploy.passes.convert import export_model, import_graph
 from aff_deploy.runtimes.double import DoubleRunner, in_double
 from aff_deploy.validate.exact import Answers, Exactness, measure_exactness
-from aff_deploy.verify import eps_of, observe_sites
+from aff_deploy.verify import eps_of, largest_at_sites
 
 Array = NDArray[Any]
 
@@ -139,7 +139,7 @@ def exactness(
     }
     if truth is None:
         candidates["float64"] = list(DoubleRunner(after).infer(in_double(feeds)).values())
-    magnitude = max((max(site.read, site.written) for site in observe_sites(after, [feeds])), default=0.0)
+    magnitude = largest_at_sites(after, [feeds])
     eps = max(eps_of(before), eps_of(after))
     return {
         runtime: measure_exactness([Answers(right, original, dict(zip(names, outputs, strict=True)))], eps, magnitude)
