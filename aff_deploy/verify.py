@@ -13,8 +13,9 @@ from aff_deploy.ops import count_features, is_fusion
 from aff_deploy.runtimes.feeds import seeded_feeds
 from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from aff_deploy.spec import TOLERANCES, Precision, TensorSpec
-from aff_deploy.validate import adapt_feeds, validate
+from aff_deploy.validate import validate
 from aff_deploy.validate.exact import FACTOR, Answers, measure_exactness
+from aff_deploy.validate.rows import adapt_feeds
 
 if TYPE_CHECKING:
     import onnx

@@ -66,6 +66,8 @@ def optimize(
             carried = list_kernels(optimised)
         step("write the file")
         facts = {"source": {"file": source.name, "sha256": sha256(source)}, **document, "verified": verify}
+        if verifier is not None and verifier.weaker:
+            facts["verified_within_tolerance"] = verifier.weaker
         save_onnx(optimised, output, facts)
     if as_json:
         print_json(document)

@@ -8,7 +8,7 @@ one of them against ONNX Runtime.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,7 +108,7 @@ class Softmax(_Normalised):
 
 class Hardmax(_Normalised):
     def _last(self, x: Array) -> Array:
-        return (np.arange(x.shape[-1]) == x.argmax(-1)[..., None]).astype(x.dtype)
+        return np.asarray(np.arange(x.shape[-1]) == x.argmax(-1)[..., None], dtype=x.dtype)
 
 
 class LpNormalization(OpRun):
@@ -172,13 +172,13 @@ class Resize(OpRun):
         return (x,)
 
 
-_COORDINATES = {
+_COORDINATES: dict[str, Callable[[Array, float, int, int], Array]] = {
     "half_pixel": lambda i, scale, have, want: (i + 0.5) / scale - 0.5,
     "asymmetric": lambda i, scale, have, want: i / scale,
     "align_corners": lambda i, scale, have, want: i * (have - 1) / (want - 1) if want > 1 else i * 0.0,
     "pytorch_half_pixel": lambda i, scale, have, want: (i + 0.5) / scale - 0.5 if want > 1 else i * 0.0,
 }
-_ROUNDED = {
+_ROUNDED: dict[str, Callable[[Array], Array]] = {
     "round_prefer_floor": lambda at: np.ceil(at - 0.5),
     "round_prefer_ceil": lambda at: np.floor(at + 0.5),
     "floor": np.floor,
@@ -188,7 +188,7 @@ _ROUNDED = {
 
 def _nearest(x: Array, axis: int, at: Array, rounding: str) -> Array:
     chosen = np.clip(_ROUNDED[rounding](at), 0, x.shape[axis] - 1)
-    return x.take(chosen.astype(np.int64), axis)
+    return np.asarray(x.take(chosen.astype(np.int64), axis))
 
 
 def _linear(x: Array, axis: int, at: Array) -> Array:

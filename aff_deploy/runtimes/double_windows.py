@@ -94,7 +94,8 @@ class _Windows:
         views = sliding_window_view(padded, self.reach, axis=axes)
         starts = tuple(slice(0, (n - 1) * s + 1, s) for n, s in zip(self.out, self.strides, strict=True))
         taps = tuple(slice(None, None, d) for d in self.dilations)
-        return np.asarray(views[(slice(None), slice(None), *starts, *taps)])
+        chosen = (slice(None), slice(None), *starts, *taps)
+        return np.asarray(views[chosen])
 
 
 class ConvTranspose(OpRun):
@@ -130,10 +131,12 @@ class ConvTranspose(OpRun):
         out = np.zeros((n, parts.shape[1], *full))
         for tap in np.ndindex(*w.shape[2:]):
             starts = [t * d for t, d in zip(tap, dilations, strict=True)]
-            at = tuple(slice(a, a + (m - 1) * s + 1, s) for a, m, s in zip(starts, x.shape[2:], strides, strict=True))
-            out[(slice(None), slice(None), *at)] += parts[(slice(None), slice(None), *tap)]
-        cut = tuple(slice(lo, size - hi) for lo, hi, size in zip(before, after, full, strict=True))
-        out = out[(slice(None), slice(None), *cut)]
+            steps = (slice(a, a + (m - 1) * s + 1, s) for a, m, s in zip(starts, x.shape[2:], strides, strict=True))
+            at, part = (slice(None), slice(None), *steps), (slice(None), slice(None), *tap)
+            out[at] += parts[part]
+        cut = (slice(lo, size - hi) for lo, hi, size in zip(before, after, full, strict=True))
+        kept = (slice(None), slice(None), *cut)
+        out = out[kept]
         return (out if b is None else out + b.reshape(-1, *[1] * rank),)
 
 
