@@ -189,19 +189,19 @@ def _check_wiring(graph: GraphProto, name: str, outer: tuple[frozenset[str], ...
         raise ModelError(f"{name}: the graph has a cycle (through {names})", fix=EXPORT_AGAIN)
 
 
-def _captured(node: NodeProto) -> Iterator[str]:
+def captured_names(node: NodeProto) -> Iterator[str]:
     """Names that a node reads: its inputs, and whatever its nested graphs read."""
     yield from node.input
     for nested in nested_graphs(node):
         for inner in nested.node:
-            yield from _captured(inner)
+            yield from captured_names(inner)
         yield from (value.name for value in nested.output)
 
 
 def _topological(graph: GraphProto) -> list[tuple[int, NodeProto]]:
     """Positions and nodes in the first topological order by position: a sorted graph's own."""
     producer = {out: i for i, node in enumerate(graph.node) for out in node.output if out}
-    waits = [{producer[t] for t in _captured(node) if t in producer} for node in graph.node]
+    waits = [{producer[t] for t in captured_names(node) if t in producer} for node in graph.node]
     users: dict[int, list[int]] = {}
     for i, needed in enumerate(waits):
         for j in needed:

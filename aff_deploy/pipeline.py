@@ -39,7 +39,7 @@ from aff_deploy.runtimes.feeds import free_sizes, load_npz_feeds, seeded_feeds, 
 from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from aff_deploy.runtimes.pytorch import PyTorchRunner
 from aff_deploy.spec import Precision
-from aff_deploy.validate import ValidationReport, validate
+from aff_deploy.validate import ValidationReport, explain_difference, validate
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 MODEL_FILE, ENGINE_FILE = "model.onnx", "model.engine"
 REPORT_FILE, RECIPE_FILE = "report.html", "recipe.toml"
 SEEDED_SAMPLES = 16
+BATCHES_FOR_RANGES = 2
+"""So many of the evaluation data's batches show whether a blend loses x."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class DeployResult:
         kinds = Counter(site["kind"] for site in facts["fusions"])
         fused = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "nothing"
         lines = [f"{facts['name']} is deployed in {self.folder}", f"  fused     {fused}; {len(facts['rejected'])} refused"]
+        if facts["convex"]:
+            lines.append(f"  blends    {len(facts['convex'])} keep an x that is small beside y, as the evaluation data needs")
         nodes = facts["nodes"]
         lines.append(f"  operators {nodes['before']} before, {nodes['after']} after")
         engine, verdicts = facts["engine"], judge(facts)
@@ -144,7 +148,7 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
             )
             before = inspect_model(exported)
         with clock.stage("optimise", "optimise: fold, clean up, fuse"):
-            result = optimize(exported)
+            result = optimize(exported, data=evaluated_on[:BATCHES_FOR_RANGES] or None)
             after = inspect_model(result.model)
         facts = {"source": {"recipe": recipe.name, "exporter": settings.exporter}, **result.to_dict()}
         artifact = save_onnx(result.model, stage / MODEL_FILE, facts)
@@ -153,7 +157,8 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
             with _eager(network) as eager, OnnxRuntimeRunner(artifact.path) as ours:
                 reference, candidate = RecordingRunner(eager, len(evaluated_on)), RecordingRunner(ours, len(evaluated_on))
                 validation = validate(reference, candidate, batches, recipe.tolerance[Precision.FP32])
-            _require_valid(recipe, validation)
+                if not validation.passed:
+                    raise _is_invalid(recipe, validation, explain_difference(eager, ours, batches, validation.tolerance))
             evaluated = None
             if evaluated_on:
                 evaluated = evaluate(reference.answers, candidate.answers, labels, recipe.evaluation)
@@ -243,14 +248,14 @@ def _evaluation_batches(recipe: Recipe, evaluation: Evaluation | None) -> list[d
     return load_npz_feeds(evaluation.data, recipe.inputs, keys=evaluation.inputs, preprocessing=recipe.preprocessing)
 
 
-def _require_valid(recipe: Recipe, validation: ValidationReport) -> None:
-    if not validation.passed:
-        first, *others = validation.failures
-        more = f" (and {len(others)} more)" if others else ""
-        raise CheckFailed(
-            f"{recipe.name}: the optimised file differs from PyTorch: {first}{more}",
-            fix="nothing was written; find the pass with: aff-deploy export, then aff-deploy optimize --verify",
-        )
+def _is_invalid(recipe: Recipe, validation: ValidationReport, conditioning: str) -> CheckFailed:
+    first, *others = validation.failures
+    more = f" (and {len(others)} more)" if others else ""
+    what = f"{recipe.name}: the optimised file differs from PyTorch: {first}{more}"
+    if conditioning:
+        return CheckFailed(f"{what}; {conditioning}", fix="nothing was written; give the recipe a wider [tolerance.fp32]")
+    fix = "nothing was written; find the pass with: aff-deploy export, then aff-deploy optimize --verify"
+    return CheckFailed(what, fix=fix)
 
 
 def _describe_network(recipe: Recipe, network: Network) -> dict[str, Any]:

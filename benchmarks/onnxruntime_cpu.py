@@ -6,6 +6,8 @@ Both files are run in turns, in one process, and what counts is the ratio within
 machine's moods hit both alike. Each side of a pair is the fastest of a few runs. The interval is the
 bootstrap's 95 % of the median ratio. Waiting threads sleep instead of spinning, or each session
 would take a core from the other.
+With `--form convex` or `--form inline` the optimised file in that form is measured against the optimised file as it is.
+With `--processor-time`, one thread's processor time counts, which other processes disturb less.
 `aff_resnet50_r4_all` is the ResNet-50 with AFF of r = 4 in all four stages.
 """
 
@@ -29,7 +31,7 @@ from aff_deploy import nets
 from aff_deploy.artifact import versions
 from aff_deploy.export import export_onnx
 from aff_deploy.nets.resolve import resolve_network
-from aff_deploy.passes import optimize
+from aff_deploy.passes import Optimized, optimize
 from aff_deploy.recipe import bundled_recipes
 from aff_deploy.runtimes.feeds import seeded_feeds
 from aff_deploy.spec import TensorSpec
@@ -78,13 +80,23 @@ def session(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSessio
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def measure(name: str, pairs: int, threads: int, exporter: str, *, static: bool) -> Row:
+def pair_of(exported: onnx.ModelProto, form: str) -> tuple[onnx.ModelProto, Optimized]:
+    """What is measured against what: the exporter's file and the optimised one, or that one in two forms."""
+    if not form:
+        return exported, optimize(exported)
+    return optimize(exported).model, optimize(exported, convex=form == "convex", inline=form == "inline")
+
+
+def measure(
+    name: str, pairs: int, threads: int, exporter: str, *, static: bool, form: str = "", processor_time: bool = False
+) -> Row:
+    clock = time.process_time if processor_time else time.perf_counter
     module, inputs = load(name)
     if static:
         inputs = tuple(TensorSpec(spec.name, (1, *spec.concrete()[1:]), spec.dtype) for spec in inputs)
     exported = export_onnx(module, inputs, exporter=exporter, verify=False)
-    result = optimize(exported)
-    sessions = [session(exported, threads), session(result.model, threads)]
+    before, result = pair_of(exported, form)
+    sessions = [session(before, threads), session(result.model, threads)]
     sizes = {str(spec.shape[0]): 1 for spec in inputs}
     feeds = seeded_feeds(inputs, samples=1, sizes=sizes)[0]
     outputs = [np.asarray(s.run(None, feeds)[0], dtype=np.float64) for s in sessions]
@@ -95,9 +107,9 @@ def measure(name: str, pairs: int, threads: int, exporter: str, *, static: bool)
     def seconds(runner: onnxruntime.InferenceSession) -> float:
         fastest = float("inf")
         for _ in range(repeats):
-            begin = time.perf_counter()
+            begin = clock()
             runner.run(None, feeds)
-            fastest = min(fastest, time.perf_counter() - begin)
+            fastest = min(fastest, clock() - begin)
         return fastest
 
     times = np.empty((pairs, 2))
@@ -161,19 +173,32 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--exporter", default="dynamo", choices=["dynamo", "torchscript"])
     parser.add_argument("--static", action="store_true", help="also with a static batch of 1")
+    parser.add_argument("--form", default="", choices=["convex", "inline"], help="this form against the usual one")
+    parser.add_argument("--processor-time", action="store_true", help="of one thread, instead of the wall's")
     parser.add_argument("--write", type=Path, help="folder for the table and its JSON")
     options = parser.parse_args()
+    if options.form and options.write is not None:
+        parser.error("--write is for the comparison with the exporter's file")
+    threads = 1 if options.processor_time else options.threads
     rows: list[Row] = []
     for name in options.networks or [*SPECIAL, *bundled_recipes()]:
         for static in (False, True) if options.static else (False,):
-            row = measure(name, options.pairs, options.threads, options.exporter, static=static)
+            row = measure(
+                name,
+                options.pairs,
+                threads,
+                options.exporter,
+                static=static,
+                form=options.form,
+                processor_time=options.processor_time,
+            )
             rows.append(row)
             times = f"{row.exported_ms:9.2f} {row.optimised_ms:9.2f}"
             print(f"{row.network:24s} {row.dims:20s} {times}  {row.ratio:.3f} ({row.low:.3f} to {row.high:.3f})", flush=True)
     if options.write is not None:
         page = options.write / "onnxruntime_cpu.md"
-        page.write_text(table(rows, options.threads, options.pairs, options.exporter), encoding="utf-8")
-        facts = {"processor": processor(), "threads": options.threads, "pairs": options.pairs, "versions": versions()}
+        page.write_text(table(rows, threads, options.pairs, options.exporter), encoding="utf-8")
+        facts = {"processor": processor(), "threads": threads, "pairs": options.pairs, "versions": versions()}
         document = {**facts, "exporter": options.exporter, "rows": [asdict(row) for row in rows]}
         page.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         print(f"written: {page}")

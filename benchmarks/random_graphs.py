@@ -48,7 +48,7 @@ def main() -> int:
     print(f"graphs                {options.count} in {time.perf_counter() - start:.0f} s")
     print(f"members fused         {counts['fused']} of {counts['members']}")
     print(f"near misses refused   {misses.total() - counts['near miss fused']} of {misses.total()}, of {len(misses)} kinds")
-    print(f"mismatches            {counts['mismatch']}; largest difference {worst:.2g} of the tolerance")
+    print(f"mismatches            {counts['mismatch']}; largest error {worst:.2g} of what is exact")
     return int(bool(counts["mismatch"] or counts["near miss fused"]))
 
 

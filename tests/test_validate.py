@@ -14,7 +14,7 @@ from torch import nn
 from aff_deploy.errors import DataError
 from aff_deploy.runtimes.pytorch import PyTorchRunner
 from aff_deploy.spec import TOLERANCES, Precision, TensorSpec, Tolerance
-from aff_deploy.validate import compare_outputs, seeded_feeds, validate
+from aff_deploy.validate import Truth, compare_outputs, explain_difference, seeded_feeds, truth_of, validate
 from aff_deploy.validate.metrics import SNR_LIMIT
 
 STRICT = TOLERANCES[Precision.FP32]
@@ -193,6 +193,7 @@ def test_report_is_the_contract() -> None:
     assert document["tolerance"] == {"atol": STRICT.atol, "rtol": STRICT.rtol, "min_cosine": STRICT.min_cosine}
     assert {"name", "max_abs", "max_rel", "cosine", "snr_db", "argmax_agreement"} <= set(document["outputs"][0])
     assert [check["skipped"] for check in document["checks"]] == [False] * 3
+    assert document["exact"] is None
 
 
 def honest(x: torch.Tensor) -> torch.Tensor:
@@ -249,3 +250,86 @@ def test_inputs_with_different_first_dimensions_have_no_rows() -> None:
     specs = (SPEC, TensorSpec("k", ("m", 4)))
     report = validate(runner(lambda x, k: x @ k.T, *specs), runner(lambda x, k: x @ k.T, *specs), seeded_feeds(specs), STRICT)
     assert all(check.skipped and "different first dimensions" in check.detail for check in report.checks)
+
+
+# ---- exactness beside the verdict
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+def shifted(by: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """x, computed so that float32 loses what is small beside `by`."""
+    return lambda x: (x + by) - by
+
+
+def test_exactness_is_measured_against_float64() -> None:
+    reference, feeds = runner(lambda x: x / 3.0), seeded_feeds([SPEC], samples=8)
+    report = validate(reference, runner(lambda x: x * (1 / 3.0)), feeds, STRICT, truth=truth_of(reference, EPS, magnitude=2.0))
+    exact = json.loads(json.dumps(report.to_dict(), allow_nan=False))["exact"]
+    assert (exact["holds"], exact["samples"], exact["why_not"], exact["conditioning"]) == (True, 8, "", "")
+    (output,) = exact["outputs"]
+    assert {"name", "error", "original_error", "magnitude", "eps", "allowed", "holds"} <= output.keys()
+    assert 0 < output["original_error"] < 1e-7
+    assert output["magnitude"] == 2.0
+
+
+def test_the_verdict_stays_the_tolerances() -> None:
+    reference, feeds = runner(lambda x: x * 1.0), seeded_feeds([SPEC])
+    report = validate(reference, runner(lambda x: x * (1 + 2e-5)), feeds, STRICT, truth=truth_of(reference, EPS))
+    assert report.passed
+    assert report.exact is not None
+    assert report.exact.holds is False
+
+
+def test_an_ill_conditioned_network_is_told_and_still_fails() -> None:
+    reference, feeds = runner(shifted(1e5)), seeded_feeds([SPEC])
+    report = validate(reference, runner(lambda x: x * 1.0), feeds, STRICT, truth=truth_of(reference, EPS))
+    assert not report.passed
+    assert report.exact is not None
+    assert "output 'output': PyTorch in float32 is itself 0.00" in report.exact.conditioning
+    assert "from its float64 evaluation, the file 0, where" in report.exact.conditioning
+    assert "the network is ill-conditioned" in explain_difference(reference, runner(lambda x: x * 1.0), feeds, STRICT)
+
+
+def test_a_wrong_candidate_of_a_well_conditioned_network_is_to_blame() -> None:
+    reference, wrong, feeds = runner(lambda x: x * 2.0), runner(lambda x: x * 2.01), seeded_feeds([SPEC])
+    report = validate(reference, wrong, feeds, STRICT, truth=truth_of(reference, EPS))
+    assert not report.passed
+    assert report.exact is not None
+    assert report.exact.conditioning == ""
+    assert explain_difference(reference, wrong, feeds, STRICT) == ""
+
+
+def test_not_every_row_is_evaluated_in_float64() -> None:
+    reference = runner(lambda x: x * 1.0)
+    feeds = [{"x": np.ones((12, 4), np.float32)}] * 5
+    report = validate(reference, reference, feeds, STRICT, truth=truth_of(reference, EPS))
+    assert report.exact is not None
+    assert (report.samples, report.exact.samples) == (60, 24)
+
+
+def test_without_a_float64_evaluation_the_reason_is_told() -> None:
+    """A forward that names float32 itself cannot run in float64; nor can a module be copied that refuses to."""
+    reference, feeds = runner(lambda x: x @ torch.ones(4, 4, dtype=torch.float32)), seeded_feeds([SPEC])
+    report = validate(reference, reference, feeds, STRICT, truth=truth_of(reference, EPS))
+    assert report.passed
+    assert report.exact is not None
+    assert report.exact.holds is None
+    assert "forward failed on input x 1x4 float64" in report.exact.why_not
+    module = Runs(lambda x: x)
+    module.handle = (i for i in range(3))  # a generator cannot be copied
+    assert "cannot be copied into float64" in truth_of(PyTorchRunner(module, [SPEC]), EPS).why_not
+    assert validate(reference, reference, feeds, STRICT, truth=Truth(None, EPS, why_not="no")).exact is not None
+
+
+def test_a_copy_in_double_computes_in_double_and_leaves_the_network() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), Runs(lambda x: x + torch.zeros(4) + torch.full((4,), 1 / 3)))
+    reference = PyTorchRunner(module, [SPEC])
+    copy = reference.copy_in_double()
+    assert copy.inputs == (TensorSpec("x", ("n", 4), "float64"),)
+    assert copy.infer({"x": np.ones((2, 4))})["output"].dtype == np.float64
+    assert module[0].weight.dtype == torch.float32
+    assert torch.get_default_dtype() == torch.float32
+    weight, bias = (tensor.detach().numpy().astype(np.float64) for tensor in module[0].parameters())
+    expected = np.ones((2, 4)) @ weight.T + bias + 1 / 3
+    np.testing.assert_allclose(copy.infer({"x": np.ones((2, 4))})["output"], expected, rtol=1e-15, atol=1e-15)

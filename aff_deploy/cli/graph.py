@@ -28,6 +28,12 @@ def optimize(
     scale: Scale = None,
     mean: Mean = None,
     std: Std = None,
+    convex: Annotated[
+        bool, typer.Option("--convex", help="Blend as x w + y (1 - w), which keeps an x that is small beside y; slower.")
+    ] = False,
+    inline: Annotated[
+        bool, typer.Option("--inline", help="Write the operator's body in place of its calls, for runtimes without functions.")
+    ] = False,
     plugin: Annotated[
         bool, typer.Option("--plugin", help="Write compiled kernels for the TensorRT plugin into the fused calls.")
     ] = False,
@@ -36,6 +42,8 @@ def optimize(
     """Fold, clean up and fuse an ONNX file."""
     if plugin and no_fuse:
         raise UsageError("--plugin has nothing to write into with --no-fuse", fix="leave one of them out")
+    if plugin and inline:
+        raise UsageError("--plugin writes into the calls that --inline removes", fix="leave one of them out")
     given_data = read_data_options(data, ranges, scale, mean, std)
     if given_data.anything and not verify:
         raise UsageError("data to compare on is given, and nothing is compared", fix="give --verify too")
@@ -51,14 +59,14 @@ def optimize(
 
         model = load_onnx(source)
         before = len(model.graph.node)
-        after_pass = None
+        verifier = None
         if verify:
-            from aff_deploy.verify import pass_verifier
+            from aff_deploy.verify import PassVerifier
 
             batches, words = _data_of(model, given_data)
-            after_pass = pass_verifier(model, batches)
+            verifier = PassVerifier(model, batches)
         step("run the passes" + (", each verified on ONNX Runtime" if verify else ""))
-        result = run_passes(model, fuse=not no_fuse, after_pass=after_pass)
+        result = run_passes(model, fuse=not no_fuse, convex=convex, inline=inline, after_pass=verifier)
         document, optimised = result.to_dict(), result.model
         if plugin:
             step("compile kernels")
@@ -72,6 +80,8 @@ def optimize(
         step("write the file")
         facts = {"source": {"file": source.name, "sha256": sha256(source)}, **document, "verified": verify}
         facts |= {"verified_on": words} if verify else {}
+        if verifier is not None and verifier.weaker:
+            facts["verified_within_tolerance"] = verifier.weaker
         save_onnx(optimised, output, facts)
     if as_json:
         print_json(document)
@@ -84,7 +94,11 @@ def optimize(
         if native:
             print(f"calls left native: {len(native)}")
             print(table([(site["name"], site["reason"]) for site in native]))
-    proven = f", verified after each pass ({words})" if verify else ""
+    if result.convex:
+        print(f"blends that keep a small x: {len(result.convex)}")
+    proven = "" if verifier is None else f", verified after each pass ({words})"
+    if verifier is not None and verifier.weaker:
+        proven += f" within the tolerance only: {verifier.weaker}"
     print(f"{output}: {before} nodes before, {len(result.model.graph.node)} after{proven}")
 
 

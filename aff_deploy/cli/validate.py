@@ -39,8 +39,8 @@ from aff_deploy.spec import Precision
 if TYPE_CHECKING:
     from aff_deploy.nets.resolve import Network
     from aff_deploy.recipe import Recipe
-    from aff_deploy.runtimes import Runner
-    from aff_deploy.validate import Check, ValidationReport
+    from aff_deploy.runtimes import Feeds, Runner
+    from aff_deploy.validate import Check, Exact, Truth, ValidationReport
 
 
 def validate(
@@ -85,8 +85,9 @@ def validate(
             batches, words = loaded.batches, loaded.described
         step("compare")
         tolerance = tolerance_of(recipe, precision, atol, rtol, min_cosine)
+        truth = None if engine else _truth(reference, against, file, batches)
         # An engine takes the batches that it was built for, and no others to check properties of rows with.
-        report = compare(reference, candidate, batches, tolerance, metamorphic=not engine)
+        report = compare(reference, candidate, batches, tolerance, metamorphic=not engine, truth=truth)
     if as_json:
         failure = Failure("CheckFailed", f"{file} differs from {against}: {'; '.join(report.failures)}", "", 1)
         document = {**report.to_dict(), "data": words}
@@ -151,6 +152,30 @@ def _reference(against: str, given: Given, candidate: Runner) -> tuple[Runner, R
     return PyTorchRunner(network.module, network.inputs or candidate.inputs), network.recipe, network
 
 
+def _truth(reference: Runner, against: str, file: Path, batches: Sequence[Feeds]) -> Truth:
+    """The reference in double precision, and what is known of the file's sites."""
+    from aff_deploy.errors import InputError
+    from aff_deploy.onnx_file import load_onnx
+    from aff_deploy.runtimes.double import DoubleRunner
+    from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+    from aff_deploy.validate import Truth, truth_of
+    from aff_deploy.verify import eps_of, largest_at_sites
+
+    model = load_onnx(file)
+    eps = eps_of(model)
+    try:
+        magnitude = largest_at_sites(model, batches[:1])
+        if not isinstance(reference, OnnxRuntimeRunner):
+            from aff_deploy.runtimes.pytorch import PyTorchRunner
+
+            assert isinstance(reference, PyTorchRunner)
+            return truth_of(reference, eps, magnitude)
+        original = load_onnx(Path(against))
+        return Truth(DoubleRunner(original), max(eps, eps_of(original)), magnitude)
+    except InputError as error:
+        return Truth(None, eps, why_not=error.message)
+
+
 def _print_report(report: ValidationReport, what: str, data: str) -> None:
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.3g}"
@@ -173,11 +198,25 @@ def _print_report(report: ValidationReport, what: str, data: str) -> None:
         print(table(checks, ("check", "", "")))
     for failure in report.failures:
         print(f"  {failure}")
+    if report.exact is not None:
+        _print_exact(report.exact)
     tolerance = report.tolerance
     print(
         f"{'passed' if report.passed else 'FAILED'}: {what}, {report.samples} samples ({data}), "
         f"atol {tolerance.atol:g}, rtol {tolerance.rtol:g}, min cosine {tolerance.min_cosine:g}"
     )
+
+
+def _print_exact(exact: Exact) -> None:
+    if exact.conditioning:
+        print(f"  {exact.conditioning}")
+    if not exact.outputs:
+        print(f"exact: not known: {exact.why_not}")
+        return
+    worst = max(exact.outputs, key=lambda output: output.error / output.allowed if output.allowed else output.error)
+    figures = f"output {worst.name!r} is {worst.error:.3g} from float64, the reference {worst.original_error:.3g}"
+    word = "yes" if exact.holds else "no"
+    print(f"exact: {word}: {worst.broken or figures}, where {worst.allowed:.3g} is allowed, over {exact.samples} samples")
 
 
 def _word(check: Check) -> str:

@@ -15,8 +15,10 @@ and ``blocked_static``, where batch, height and width are known: the global logi
 size, so that their addition and the gate's nonlinearity happen inside the local branch's second
 convolution. (A broadcast addition in the blocked layout runs 16 elements at a time.)
 
-``convex`` is for half precision: ``x w + y (1 - w)`` stays between x and y, where ``x - y`` may overflow.
-There `aff_deploy.ops.parts.PARTS` says which parts compute in fp32.
+``convex`` is for half precision: ``x w + y (1 - w)`` stays between x and y, where ``x - y`` may overflow. There
+`aff_deploy.ops.parts.PARTS` says which parts compute in fp32. It is also for whoever cannot do with the rounding of
+the others, which is relative to the larger of x and y also where the gate has closed on the smaller
+(docs/exactness.md).
 
 But in that form, with scale 2 the gate is a tanh, exactly: ``2 (x w + y (1 - w)) = (x + y) + (x - y) tanh(z / 2)``.
 """
@@ -26,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from onnx import FunctionProto, parser
+from onnx import FunctionProto, TensorProto, parser
 
 from aff_deploy.ops.operator import DOMAIN, DOMAIN_VERSION, TAKES_ALPHA, Branch, Variant
 from aff_deploy.ops.parts import HALF_TYPES, PARTS, Part, widened
@@ -60,13 +62,27 @@ _ACTIVATION_NUMBERS = {
     "Elu": {"alpha": "@alpha"},
     "Gelu": {"root_half": "0.70710678", "one_number": "1.0", "half_number": "0.5"},
 }
+# In place of a call, where a parameter may be an operator's attribute: as others write them, so that they are recognised.
+_IN_PLACE = {
+    "LeakyRelu": "{h} = LeakyRelu<alpha: float = @alpha>({t})",
+    "Elu": "{h} = Elu<alpha: float = @alpha>({t})",
+    "Relu6": "{h} = Clip({t}, zero, six)",
+}
+_IN_PLACE_NUMBERS: dict[str, dict[str, str]] = {"LeakyRelu": {}, "Elu": {}, "Relu6": {"zero": "0.0", "six": "6.0"}}
 
 
 _GATES = {"Sigmoid": "Sigmoid", "HardSigmoid": "HardSigmoid<alpha: float = 0.16666667, beta: float = 0.5>"}
 
 
 def function_body(
-    variant: Variant, *, form: Form, scale: float | None, opset: int, elem_type: int, total_at_hand: bool = False
+    variant: Variant,
+    *,
+    form: Form,
+    scale: float | None,
+    opset: int,
+    elem_type: int,
+    total_at_hand: bool = False,
+    in_place: bool = False,
 ) -> FunctionProto:
     """The local function of `variant`.
 
@@ -80,8 +96,12 @@ def function_body(
             convex one only if `elem_type` is a half-precision type or no call is of one.
         total_at_hand: whether ``x + y`` is computed elsewhere for the same x and y, as in an iAFF, so
             that the runtime will share it.
+        in_place: whether the body is for one call only, to stand in its place: then it casts to `elem_type` and not to
+            the type of x, unless that is undefined, and a parameter may be an operator's attribute.
     """
-    types = _Types(opset, elem_type, by_parts=form == "convex" and elem_type in HALF_TYPES)
+    likes = opset >= FIRST_CASTLIKE_OPSET and (not in_place or elem_type == TensorProto.UNDEFINED)
+    by_parts = form == "convex" and elem_type in HALF_TYPES
+    types = _Types(opset, elem_type or TensorProto.FLOAT, likes=likes, by_parts=by_parts, in_place=in_place)
     lines = "\n".join(_lines(variant, form, scale, total_at_hand, types))
     attributes = ["channels"] * form.startswith("blocked") + ["upsample"] * _upsamples(variant, form)
     attributes += ["scale"] * (scale is None) + ["alpha"] * (variant.activation in TAKES_ALPHA)
@@ -99,11 +119,12 @@ def _upsamples(variant: Variant, form: Form) -> bool:
 class _Types:
     """Writes what depends on the type of x: constants, and the parts that compute in fp32."""
 
-    def __init__(self, opset: int, elem_type: int, *, by_parts: bool) -> None:
+    def __init__(self, opset: int, elem_type: int, *, likes: bool, by_parts: bool, in_place: bool) -> None:
         self.opset = opset
+        self.in_place = in_place
         fixed = f"Cast<to: int = {elem_type}>"
-        self._cast = "CastLike({name}_f, x)" if opset >= FIRST_CASTLIKE_OPSET else f"{fixed}({{name}}_f)"
-        self._own_cast = "" if opset >= FIRST_CASTLIKE_OPSET else fixed
+        self._cast = "CastLike({name}_f, x)" if likes else f"{fixed}({{name}}_f)"
+        self._own_cast = "" if likes else fixed
         self._by_parts = by_parts
 
     def part(self, part: Part, lines: Iterable[str], *makes: str) -> Iterator[str]:
@@ -138,14 +159,15 @@ def _lines(variant: Variant, form: Form, scale: float | None, total_at_hand: boo
     context = {"sum": "total", "self": "x", "explicit": "a"}[variant.context]
     if as_tanh:
         yield from types.scalar("half", "0.5")
-    for name, value in _ACTIVATION_NUMBERS.get(variant.activation, {}).items():
+    numbers = {**_ACTIVATION_NUMBERS, **_IN_PLACE_NUMBERS} if types.in_place else _ACTIVATION_NUMBERS
+    for name, value in numbers.get(variant.activation, {}).items():
         yield from types.scalar(name, value)
     for branch in variant.branches:
         source = context
         if branch == "global":
             yield from types.part("pool", [f"pooled = GlobalAveragePool({context})"], "pooled")
             source = "pooled"
-        yield from types.part(branch, _branch(branch, variant, source, halved=as_tanh), f"{branch}_z")
+        yield from types.part(branch, _branch(branch, variant, source, halved=as_tanh, in_place=types.in_place), f"{branch}_z")
     if _upsamples(variant, form):
         yield "factors = Constant<value_floats: floats = @upsample>()"
         # Before opset 13 the region of interest may not be left out; this mode does not look at it.
@@ -166,9 +188,10 @@ def _lines(variant: Variant, form: Form, scale: float | None, total_at_hand: boo
     yield from types.part("blend", combined, *variant.outputs)
 
 
-def _branch(branch: Branch, variant: Variant, source: str, *, halved: bool) -> Iterator[str]:
+def _branch(branch: Branch, variant: Variant, source: str, *, halved: bool, in_place: bool) -> Iterator[str]:
     yield f"{branch}_t = Conv({source}, {branch}_w1, {branch}_b1)"
-    yield _ACTIVATIONS[variant.activation].format(h=f"{branch}_h", t=f"{branch}_t", b=branch)
+    texts = {**_ACTIVATIONS, **_IN_PLACE} if in_place else _ACTIVATIONS
+    yield texts[variant.activation].format(h=f"{branch}_h", t=f"{branch}_t", b=branch)
     if halved:
         yield f"{branch}_w2_half = Mul({branch}_w2, half)"
         yield f"{branch}_b2_half = Mul({branch}_b2, half)"

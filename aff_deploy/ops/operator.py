@@ -85,3 +85,8 @@ class Variant:
 def is_fusion(domain: str, op_type: str) -> bool:
     """Whether a node of this type is a call of the fused operator."""
     return domain == DOMAIN and op_type.startswith(("AttentionalFusion", "AttentionalSplit", "AttentionalGate"))
+
+
+def count_features(op_type: str) -> int:
+    """How many of a call's inputs, from the first on, are feature maps (x, y and a); the others are weights."""
+    return 1 + (not op_type.startswith("AttentionalGate")) + ("Context" in op_type)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import onnx
@@ -18,10 +19,13 @@ import onnx_graphsurgeon as gs
 from aff_deploy.errors import ModelError
 from aff_deploy.passes.cleanup import cleanup
 from aff_deploy.passes.convert import export_model, import_graph, note_types
+from aff_deploy.passes.convex import convex_calls, make_convex
 from aff_deploy.passes.fold_batchnorm import fold_batchnorm
 from aff_deploy.passes.fold_constants import fold_constants
 from aff_deploy.passes.functions import attach_functions
 from aff_deploy.passes.fuse_attention import Rejection, find_rejections, fuse_attention
+from aff_deploy.passes.graph import Array
+from aff_deploy.passes.inline import inline_calls
 from aff_deploy.passes.report import Fusion, count_ops, describe_values, list_fusions
 from aff_deploy.passes.simplify_shapes import simplify_shapes
 
@@ -37,6 +41,7 @@ __all__ = [
 ]
 
 Pass = Callable[[gs.Graph], int]
+Step = Callable[[onnx.ModelProto], tuple[int, onnx.ModelProto]]
 
 DEFAULT_PASSES: tuple[Pass, ...] = (cleanup, fold_constants, simplify_shapes, fold_batchnorm, cleanup)
 FUSION_PASSES: tuple[Pass, ...] = (fuse_attention,)
@@ -56,12 +61,16 @@ class PassResult:
 
 @dataclass(frozen=True)
 class Optimized:
-    """An optimised model and the account of how it came about."""
+    """An optimised model and the account of how it came about.
+
+    `convex` names the calls whose blend stays between x and y, because that was asked for or their data need it.
+    """
 
     model: onnx.ModelProto
     passes: tuple[PassResult, ...]
     fusions: tuple[Fusion, ...]
     rejected: tuple[Rejection, ...]
+    convex: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The document of ``optimize --json``."""
@@ -69,17 +78,28 @@ class Optimized:
             "passes": [asdict(result) for result in self.passes],
             "fusions": [fusion.to_dict() for fusion in self.fusions],
             "rejected": [asdict(rejection) for rejection in self.rejected],
+            "convex": list(self.convex),
         }
 
 
 def optimize(
-    model: onnx.ModelProto, *, fuse: bool = True, after_pass: Callable[[str, onnx.ModelProto], None] | None = None
+    model: onnx.ModelProto,
+    *,
+    fuse: bool = True,
+    convex: bool = False,
+    inline: bool = False,
+    data: Iterable[Mapping[str, Array]] | None = None,
+    after_pass: Callable[[str, onnx.ModelProto], None] | None = None,
 ) -> Optimized:
     """Clean up, fold constants and BatchNormalization, and fuse attention.
 
     Args:
         model: a valid model of opset 11 to 25; left as it is.
         fuse: whether to fuse attention; without, only the other passes run.
+        convex: whether to write every blend as ``x w + y (1 - w)``, which does not lose an x that is small beside y.
+            A file that was written so stays so.
+        inline: whether to write the fused operator's body in place of its calls, for runtimes that read no local functions.
+        data: what the model is really fed, by input name: calls that would lose x on it are made convex. Needs ONNX Runtime.
         after_pass: called with the pass's name and the model so far after each pass that changed
             something; what it raises ends the optimisation.
 
@@ -87,7 +107,7 @@ def optimize(
         A new model of the same inputs and outputs, and what was done.
 
     Raises:
-        ModelError: the opset is out of range.
+        ModelError: the opset is out of range, or ONNX Runtime cannot run the model on `data`.
     """
     _require_opset(model)
     graph = import_graph(model)
@@ -97,7 +117,27 @@ def optimize(
     # graphsurgeon's nodes and tensors refer to each other, and through their weights to all of `model`.
     del graph
     gc.collect()
-    return Optimized(optimized, tuple(results), list_fusions(optimized), rejected)
+    fusions = list_fusions(optimized)
+    noted_convex = convex_calls(optimized)
+    for name, step in _last_steps(convex, inline, data).items():
+        start = time.perf_counter()
+        count, optimized = step(optimized)
+        results.append(PassResult(name, count, time.perf_counter() - start, len(optimized.graph.node)))
+        # What is written in place is no call any more.
+        noted_convex = convex_calls(optimized) or noted_convex
+        if after_pass is not None and count:
+            after_pass(name, optimized)
+    return Optimized(optimized, tuple(results), fusions, rejected, noted_convex)
+
+
+def _last_steps(convex: bool, inline: bool, data: Iterable[Mapping[str, Array]] | None) -> dict[str, Step]:
+    """What is done to the fused model on request, by name."""
+    steps: dict[str, Step] = {}
+    if convex or data is not None:
+        steps[make_convex.__name__] = partial(make_convex, data=None if convex else data)
+    if inline:
+        steps[inline_calls.__name__] = inline_calls
+    return steps
 
 
 def _apply_until_settled(

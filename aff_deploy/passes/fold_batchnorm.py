@@ -37,7 +37,7 @@ from aff_deploy.passes.graph import (
 )
 from aff_deploy.passes.rounding import merge_bias, merge_weights
 
-DEFAULT_EPSILON = 1e-5
+DEFAULT_EPSILON = float(np.float32(1e-5))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from aff_deploy.ops.operator import WEIGHTS
 from aff_deploy.ops.parts import HALF_TYPES
 
 OLDEST_OPSET_OF_BODIES = 12
+BLEND, CONVEX = "blend", "convex"
+"""The call's attribute, and its value, that ask for the form which does not lose x."""
 BLOCK = 16
 """Channels in a block of the blocked layout (8 on narrower machines, a divisor of it)."""
 
@@ -40,9 +42,7 @@ def attach_functions(model: ModelProto, *, target: Target = "cpu", form: Form | 
             on a GPU a half-precision function is ``convex``, any other ``plain``.
         form: this form for all of them, whatever the target.
     """
-    graph = model.graph
-    types = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input, *graph.output)}
-    types |= {tensor.name: _kind(tensor) for tensor in graph.initializer if tensor.name not in types}
+    types = noted_types(model)
     others = [function for function in model.functions if function.domain != DOMAIN]
     _require_ours(model)
     del model.functions[:]
@@ -59,7 +59,8 @@ def attach_functions(model: ModelProto, *, target: Target = "cpu", form: Form | 
     for op_type in dict.fromkeys((*calls, *nested)):
         nodes = [*calls.get(op_type, ()), *nested.get(op_type, ())]
         # Of a call inside another graph the types are not known here; the plain form does not ask for them.
-        forms: list[Form] = ["plain"] if op_type in nested else [form or _best_form(node, types, target) for node in nodes]
+        least: list[Form] = ["plain"] if op_type in nested else []
+        forms = least + [form or best_form(node, types, target) for node in nodes]
         model.functions.append(_function(nodes, types, opset, summed, min(forms, key=_FORMS.index)))
     imports = [entry for entry in model.opset_import if entry.domain != DOMAIN]
     del model.opset_import[:]
@@ -67,6 +68,13 @@ def attach_functions(model: ModelProto, *, target: Target = "cpu", form: Form | 
     if calls or nested:
         model.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
         model.ir_version = max(model.ir_version, 8)
+
+
+def noted_types(model: ModelProto) -> dict[str, TypeProto.Tensor]:
+    """Type and shape of every tensor of the main graph for which the model itself says them."""
+    graph = model.graph
+    types = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input, *graph.output)}
+    return types | {tensor.name: _kind(tensor) for tensor in graph.initializer if tensor.name not in types}
 
 
 def _require_ours(model: ModelProto) -> None:
@@ -209,7 +217,7 @@ def _function(
     )
 
 
-def _best_form(node: NodeProto, types: Mapping[str, TypeProto.Tensor], target: Target) -> Form:
+def best_form(node: NodeProto, types: Mapping[str, TypeProto.Tensor], target: Target) -> Form:
     """The fastest form that a call allows: the blocked layout is for 4-D float32, whole blocks of channels.
 
     ONNX Runtime keeps to it only where it can prove that two shapes are equal: of a dynamic height or
@@ -218,7 +226,7 @@ def _best_form(node: NodeProto, types: Mapping[str, TypeProto.Tensor], target: T
     kind = types.get(node.input[0])
     shape = static_shape(kind)
     channels = attributes(node).get("channels")
-    if kind is not None and kind.elem_type in HALF_TYPES:
+    if attributes(node).get(BLEND) == CONVEX or (kind is not None and kind.elem_type in HALF_TYPES):
         return "convex"
     if target == "gpu" or kind is None or shape is None or kind.elem_type != TensorProto.FLOAT or len(shape) != 4:
         return "plain"

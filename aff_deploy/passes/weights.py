@@ -94,12 +94,15 @@ class WeightMaker:
         slope, dtype = activation.slope, x.dtype
         assert slope is not None
         shape = (channels, *[1] * (len(x.shape) - 2))
+        constant = slope.constant
+        if not slope.steps and constant.dtype == dtype and tuple(constant.shape) == shape:
+            return constant
 
         def values() -> Array:
             return np.broadcast_to(slope.values().reshape(-1), shape[:1]).reshape(shape)
 
         key = (slope.key, "slope", shape, str(dtype))
-        return self._make(key, slope.constant.name, slope, lambda: merge_weights(values, dtype), dtype)
+        return self._make(key, constant.name, slope, lambda: merge_weights(values, dtype), dtype)
 
     def _make(
         self, key: tuple[object, ...], name: str, source: object, values: Callable[[], Array | None], dtype: np.dtype[Any]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
@@ -181,6 +183,17 @@ def to_numpy(tensor: torch.Tensor) -> Array:
     return result
 
 
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    """What factories such as ``torch.zeros`` make while a forward runs; None leaves it."""
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype or before)
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 class PyTorchRunner:
     """Runs an ``nn.Module`` eagerly, in eval mode, where its parameters live.
 
@@ -197,6 +210,26 @@ class PyTorchRunner:
         self._module = module
         self._inputs = tuple(inputs)
         self._outputs = tuple(outputs) if outputs is not None else None
+        self._default_dtype: torch.dtype | None = None
+
+    def copy_in_double(self) -> PyTorchRunner:
+        """A runner of a copy of the network in float64: what the rounding of this one is measured against.
+
+        Tensors that the forward itself makes are float64 too, unless it names another type.
+
+        Raises:
+            NetworkError: the network cannot be copied.
+        """
+        try:
+            module = copy.deepcopy(self._module).double()
+        except Exception as error:  # whatever a module's own attributes raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise NetworkError(f"the network cannot be copied into float64: {reason}") from None
+        floats = ("float16", "bfloat16", "float32")
+        inputs = [replace(spec, dtype="float64") if spec.dtype in floats else spec for spec in self._inputs]
+        runner = PyTorchRunner(module, inputs, self._outputs)
+        runner.name, runner._default_dtype = "PyTorch in float64", torch.float64
+        return runner
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -218,7 +251,7 @@ class PyTorchRunner:
             NetworkError: the forward failed, or returned something else than tensors or than was named.
         """
         check_feeds(self._inputs, feeds)
-        with evaluating(self._module), torch.inference_mode():
+        with evaluating(self._module), torch.inference_mode(), _default_dtype(self._default_dtype):
             tensors = tensors_of(feeds, self._inputs, device_of(self._module))
             names, values = run_forward(self._module, self._inputs, tensors)
             arrays = [to_numpy(value) for value in values]

@@ -6,12 +6,14 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper, parser
-from onnx.reference import ReferenceEvaluator
 
 from aff_deploy.onnx_file import check_onnx
 from aff_deploy.passes import Optimized, optimize
+from aff_deploy.runtimes.double import DoubleRunner
+from aff_deploy.validate.exact import Answers, measure_exactness
+from aff_deploy.verify import eps_of
 from tests.passes.attention import AFF, LERP_BLEND, LOCAL, SUM_BLEND, Attention, C
-from tests.passes.graphs import Array, run_ort
+from tests.passes.graphs import Array, assert_exact, run_ort
 
 NONE: dict[str, Array] = {}
 
@@ -26,14 +28,16 @@ def model_of(attention: Attention, more: str = "", **constants: Array) -> onnx.M
     return model
 
 
-def same(model: onnx.ModelProto, feeds: dict[str, Array], tolerance: float = 2e-6) -> Optimized:
-    """The optimised model, which gives what the model gave."""
+def same(model: onnx.ModelProto, feeds: dict[str, Array]) -> Optimized:
+    """The optimised model, which gives what the model gave; to infinite feeds no other NaN."""
     result = optimize(model)
     check_onnx(result.model)
+    if all(np.isfinite(array).all() for array in feeds.values()):
+        assert_exact(model, result.model, feeds)
+        return result
     for want, got in zip(run_ort(model, feeds), run_ort(result.model, feeds), strict=True):
         assert want.shape == got.shape
         assert np.array_equal(np.isnan(want), np.isnan(got))
-        assert np.nanmax(np.abs(want - got), initial=0.0) <= tolerance * np.nanmax(np.abs(want), initial=0.0)
     return result
 
 
@@ -178,7 +182,7 @@ def test_a_weight_is_rounded_as_its_casts_round_it(elem_type: int, outlier: floa
     weight.CopyFrom(numpy_helper.from_array(values.astype(np.float32), "w1"))
     rng = np.random.default_rng(1)
     feeds = {name: rng.normal(0, 1, (1, 1408, 2, 2)).astype(np.float32) for name in "xy"}
-    assert len(same(model, feeds, 1e-5).fusions) == 1
+    assert len(same(model, feeds).fusions) == 1
 
 
 def test_a_weight_of_more_axes_makes_a_product_of_as_many() -> None:
@@ -219,6 +223,10 @@ def test_a_double_model_stays_as_exact_as_it_was(name: str) -> None:
     model.graph.initializer.extend(numpy_helper.from_array(np.float64(value), key) for key, value in numbers.items())
     result = optimize(model)
     feeds = {key: value.astype(np.float64) for key, value in features(2).items()}
-    (want,), (got,) = (ReferenceEvaluator(each).run(None, feeds) for each in (model, result.model))
-    assert np.abs(want - got).max() <= 1e-14 * np.abs(want).max()
+    # ONNX Runtime has no double kernels for the fused form; what rounding alone can do is 8 eps of the largest.
+    want, got = (DoubleRunner(each).infer(feeds) for each in (model, result.model))
+    (found,) = measure_exactness(
+        [Answers(want, want, got)], eps_of(model), max(np.abs(array).max() for array in feeds.values())
+    )
+    assert found.holds, found.detail
     assert [reason in rejection.reason for rejection in result.rejected] == [True] * bool(reason), result.rejected

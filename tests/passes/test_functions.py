@@ -13,7 +13,7 @@ from aff_deploy.errors import ModelError
 from aff_deploy.ops import DOMAIN
 from aff_deploy.passes import optimize
 from tests.passes.attention import LERP_BLEND, Attention
-from tests.passes.graphs import Array, assert_same, feeds_of, run_ort
+from tests.passes.graphs import Array, assert_exact, assert_parity, feeds_of
 
 
 def two_types(opset: int) -> onnx.ModelProto:
@@ -37,10 +37,7 @@ def test_one_function_serves_calls_of_two_types(opset: int) -> None:
     model = two_types(opset)
     fused = optimize(model)
     assert len(fused.fusions) == 2
-    feeds = feeds_of(model)
-    expected, actual = run_ort(model, feeds), run_ort(fused.model, feeds)
-    np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(actual[1], expected[1], rtol=5e-3, atol=5e-3)
+    assert_parity(model, fused.model)
 
 
 def test_two_types_where_no_function_can_serve_both_are_refused() -> None:
@@ -57,8 +54,7 @@ def test_the_type_of_a_constant_x_is_known() -> None:
     model.graph.input.remove(next(value for value in model.graph.input if value.name == "x"))
     values = np.random.default_rng(3).normal(size=(2, 8, 5, 6)).astype(np.float16)
     model.graph.initializer.append(numpy_helper.from_array(values, "x"))
-    feeds = feeds_of(model, size=2)
-    np.testing.assert_allclose(run_ort(optimize(model).model, feeds)[0], run_ort(model, feeds)[0], rtol=5e-3, atol=5e-3)
+    assert_exact(model, optimize(model).model, feeds_of(model, size=2))
 
 
 def in_if(fused: onnx.ModelProto) -> onnx.ModelProto:
@@ -106,7 +102,7 @@ def test_a_call_inside_another_graph_keeps_its_function(hide: object, beside: bo
     feeds = feeds_of(Attention().build())
     for answer in (True, False):
         given: dict[str, Array] = {**feeds, "c": np.array(answer)} if hide is in_if else feeds
-        assert_same(run_ort(model, given), run_ort(again, given))
+        assert_exact(model, again, given)
 
 
 THEIRS = {

@@ -18,7 +18,7 @@ from aff_deploy.passes.functions import attributes, variant_of
 from aff_deploy.passes.kernel_calls import bytes_by_kernels, bytes_natively
 from aff_deploy.passes.kernels import KERNELS, ROW, Attached, attach_kernels, list_kernels
 from tests.passes.attention import Attention
-from tests.passes.graphs import feeds_of, run_ort
+from tests.passes.graphs import assert_parity
 
 pytest.importorskip("triton", reason="the kernels need triton: Linux, Python 3.11 or later")
 
@@ -90,9 +90,7 @@ def test_the_file_is_valid_and_runs_as_before(cache: Path, tmp_path: Path) -> No
     path = tmp_path / "model.onnx"
     onnx.save(found.model, path)
     onnx.checker.check_model(str(path), full_check=True)
-    feeds = feeds_of(model)
-    expected, actual = run_ort(model, feeds), run_ort(onnx.load(path), feeds, optimised=True)
-    np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5, atol=1e-5)
+    assert_parity(model, onnx.load(path))
 
 
 def test_asked_types_and_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:

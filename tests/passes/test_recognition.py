@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 from aff_deploy.onnx_file import check_onnx
 from aff_deploy.passes import Optimized, optimize
 from tests.passes.attention import AFF, GLOBAL, INTER, LERP_BLEND, LOCAL, MSCAM, SUM_BLEND, Attention, C
-from tests.passes.graphs import Array, run_ort
+from tests.passes.graphs import Array, assert_exact
 
 ROOT, SIXTH = "float = 0.70710678", "float = 0.16666667"
 NUMBERS = (
@@ -155,9 +155,7 @@ def checked(model: onnx.ModelProto, batch: int = 3) -> Optimized:
     for value in model.graph.input:
         shape = [dim.dim_value or sizes[dim.dim_param] for dim in value.type.tensor_type.shape.dim]
         feeds[value.name] = rng.normal(0, 1, shape).astype(np.float32)
-    for want, got in zip(run_ort(model, feeds), run_ort(result.model, feeds), strict=True):
-        assert want.shape == got.shape
-        assert np.abs(want - got).max() <= 2e-6 * np.abs(want).max()
+    assert_exact(model, result.model, feeds)
     return result
 
 
