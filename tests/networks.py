@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+from torch import nn
+
+from aff_deploy.export import export_onnx
+from aff_deploy.spec import TensorSpec
 
 RECIPE = """
 name = "tiny"
@@ -43,6 +52,28 @@ class Failing(nn.Module):
     def forward(self, x):
         raise ValueError("no forward today")
 """
+
+
+_EXPORTS: dict[tuple[object, ...], ModelProto] = {}
+
+
+def export_once(
+    module: nn.Module, inputs: Sequence[TensorSpec], *, data: Sequence[Mapping[str, Any]] = (), **options: Any
+) -> ModelProto:
+    """What `export_onnx` gives; the same network of the package, with the same options and data, is exported once."""
+    if not type(module).__module__.startswith("aff_deploy."):
+        return export_onnx(module, inputs, data=data, **options)
+    plain = [
+        {name: value for name, value in vars(part).items() if isinstance(value, (int, float, str))} for part in module.modules()
+    ]
+    weights = sha256(b"".join(value.numpy().tobytes() for value in module.state_dict().values()))
+    samples = tuple((name, array.tobytes()) for batch in data for name, array in batch.items())
+    key = (repr(module), repr(plain), weights.digest(), samples, tuple(inputs), *sorted(options.items()))
+    if key not in _EXPORTS:
+        _EXPORTS[key] = export_onnx(module, inputs, data=data, **options)
+    model = ModelProto()
+    model.CopyFrom(_EXPORTS[key])
+    return model
 
 
 def write_network(folder: Path, recipe: str = RECIPE) -> Path:
