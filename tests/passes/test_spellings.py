@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
 import pytest
-import torch
-from torch import nn
 
-from aff_deploy.export import EXPORTERS, export_onnx
-from aff_deploy.passes import Optimized, optimize
-from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
-from aff_deploy.runtimes.pytorch import PyTorchRunner
-from aff_deploy.spec import TensorSpec
-from tests.passes import forks, gatings
-from tests.passes.forks import FORKS
-from tests.passes.gatings import GATINGS
-from tests.passes.spellings import MEMBERS, SHAPES
-from tests.support import randomise_batchnorm
+from aff_deploy.export import EXPORTERS
+from tests.passes.family import ALL_MEMBERS, NEAR_MISSES, optimised
 
-ALL_MEMBERS = {**MEMBERS, **FORKS, **GATINGS}
-NEAR_MISSES = {**forks.NEAR_MISSES, **gatings.NEAR_MISSES}
 # Those that the two exporters write most differently; the others take the new exporter's two seconds each in the long run.
 REPRESENTATIVE = (
     "plain", "lerp", "ones_like", "mean twice", "view and mean", "linear, flatten", "token linear", "GELU",
@@ -31,28 +16,6 @@ REPRESENTATIVE = (
 
 # It wants the size of a pooling window as a number.
 UNEXPORTABLE = {("avg_pool2d of full size", "torchscript")}
-
-
-def inputs_of(name: str) -> list[TensorSpec]:
-    shape = SHAPES.get(name, (2, 3, 8, 8))
-    return [TensorSpec(given, ("batch", *shape[1:]), example=shape) for given in ("p", "q")]
-
-
-def optimised(name: str, factory: Callable[[], nn.Module], exporter: str) -> tuple[Optimized, float]:
-    """What became of a network, and the largest difference from eager PyTorch relative to the output's scale."""
-    torch.manual_seed(0)
-    network = factory()
-    randomise_batchnorm(network, 1)
-    inputs = inputs_of(name)
-    result = optimize(export_onnx(network, inputs, exporter=exporter, verify=False))
-    rng = np.random.default_rng(2)
-    feeds = {spec.name: rng.normal(0, 1, spec.concrete(batch=3)).astype(np.float32) for spec in inputs}
-    error = 0.0
-    with OnnxRuntimeRunner(result.model) as candidate:
-        expected, found = PyTorchRunner(network, inputs).infer(feeds), candidate.infer(feeds)
-    for want, got in zip(expected.values(), found.values(), strict=True):
-        error = max(error, float(np.abs(got - want).max() / np.abs(want).max()))
-    return result, error
 
 
 def cases(names: object) -> list[object]:
