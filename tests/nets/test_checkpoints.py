@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
+from aff_deploy.errors import WeightsError
 from aff_deploy.nets.checkpoints import load_weights
 from tests.nets.weights_files import Malicious, equal, network, refusal, weights
 
