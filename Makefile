@@ -1,11 +1,15 @@
 # make deploy: set up and run the main job.  make test: set up and run the tests.  make check: lint, types, tests.
+# make format: put the style right.  make test-plugins: the C++ part alone.  make dist: the files of a release.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 MODEL  ?= aff_resnet_digits
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: deploy test test-slow lint check clean
+CPP    := $(shell find plugins/launcher plugins/plugin plugins/tests -name '*.cpp' -o -name '*.h')
+TEXT   := .github docs models *.md *.toml *.txt Makefile
+
+.PHONY: deploy test test-slow test-plugins lint style types format check dist clean
 .DELETE_ON_ERROR:
 
 deploy: $(VENV)/.cpu
@@ -18,13 +22,38 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m slow
 
-lint: $(VENV)/.dev
+# As users build it; the tests of `make test` build it under sanitizers. Needs no Python.
+test-plugins:
+	cmake -S plugins -B build/plugins -DCMAKE_BUILD_TYPE=Release
+	cmake --build build/plugins --parallel 2
+	ctest --test-dir build/plugins --output-on-failure
+
+lint: style types
+
+style: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	! grep -rnI '[[:blank:]]$$' $(TEXT)
+
+types: $(VENV)/.dev
 	$(BIN)/python scripts/mend_stubs.py .stubs
 	$(BIN)/mypy
 
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
 check: lint test
+
+# twine has an environment of its own: nothing else needs it or what it brings.
+dist: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	test -x build/twine/bin/twine || $(BIN)/python -m venv build/twine
+	build/twine/bin/pip --disable-pip-version-check install --quiet twine==7.0.0
+	build/twine/bin/twine check --strict dist/*
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .stubs

@@ -156,7 +156,7 @@ def write(rows: list[dict[str, Any]], table: list[str]) -> None:
     cpu = known[0].split(":")[1].strip() if known else platform.machine()
     (DOCS / "engine_build.json").write_text(json.dumps({"machine": cpu, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     head = f"# Building engines\n\n`python benchmarks/engine_build.py --write`, {rows[0]['backend']}, on {cpu}, no GPU.\n\n"
-    text = head + (__doc__ or "").split("\n\n")[2].replace("\n", " ") + "\n\n" + "\n".join(table) + "\n"
+    text = head + (__doc__ or "").split("\n\n")[2].strip().replace("\n", " ") + "\n\n" + "\n".join(table) + "\n"
     (DOCS / "engine_build.md").write_text(text, encoding="utf-8")
 
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from aff_deploy.artifact import staged_file
 from aff_deploy.errors import NetworkError
-from tests.passes.test_spellings import ALL_MEMBERS, NEAR_MISSES, optimised
+from tests.passes.family import ALL_MEMBERS, NEAR_MISSES, optimised
 
 EXPORTERS = ("torchscript", "dynamo")
 HEAD = """# Spellings

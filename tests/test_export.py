@@ -7,7 +7,6 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from aff_deploy.runtimes.pytorch import PyTorchRunner
 from aff_deploy.spec import TOLERANCES, Precision, TensorSpec
 from aff_deploy.validate import compare_outputs, validate
+from tests.networks import Does
 from tests.support import randomise_batchnorm
 
 both = pytest.mark.parametrize("exporter", EXPORTERS)
@@ -53,15 +53,6 @@ class Small(nn.Module):
 
 
 SMALL_INPUTS = (PICTURE, TensorSpec("y", ("batch", 8, 2, 2)))
-
-
-class Does(nn.Module):
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs: torch.Tensor) -> Any:
-        return self.function(*inputs)
 
 
 def dims(value: onnx.ValueInfoProto) -> list[int | str]:

@@ -16,7 +16,7 @@ from aff_deploy.export import EXPORTERS, export_onnx
 from aff_deploy.nets.deployable import unwrap
 from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from aff_deploy.spec import TensorSpec
-from tests.test_export import Does
+from tests.networks import Does
 
 both = pytest.mark.parametrize("exporter", EXPORTERS)
 ROWS = TensorSpec("x", ("n", 3))

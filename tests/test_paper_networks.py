@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 
 import pytest
 import torch
 
 from aff_deploy import nets
-from aff_deploy.export import export_onnx
+from aff_deploy.export import EXPORTERS, export_onnx
 from aff_deploy.onnx_file import check_onnx
 from aff_deploy.passes import optimize
 from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
@@ -21,17 +22,25 @@ NETWORKS = ("aff_resnet50", "iaff_resnet50", "aff_resnext50_32x4d", "iaff_resnex
 TOLERANCE = Tolerance(atol=0.0, rtol=1e-4, min_cosine=0.99999)
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
-def network(request: pytest.FixtureRequest) -> tuple[str, torch.nn.Module]:
-    module = getattr(nets, request.param)().eval()
+# Every two of network, exporter and kind of batch together; all three in the long run.
+CASES = [
+    pytest.param(name, exporter, batch, marks=[pytest.mark.slow] * ((i + j + k) % 2))
+    for i, name in enumerate(NETWORKS)
+    for j, exporter in enumerate(EXPORTERS)
+    for k, batch in enumerate(("batch", 1))
+]
+
+
+@cache
+def network(name: str) -> torch.nn.Module:
+    module: torch.nn.Module = getattr(nets, name)().eval()
     randomise_batchnorm(module, seed=3)
-    return request.param, module
+    return module
 
 
-@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
-@pytest.mark.parametrize("batch", ["batch", 1])
-def test_nine_fusions_no_batchnorm_same_outputs(network: tuple[str, torch.nn.Module], exporter: str, batch: str | int) -> None:
-    name, module = network
+@pytest.mark.parametrize(("name", "exporter", "batch"), CASES)
+def test_nine_fusions_no_batchnorm_same_outputs(name: str, exporter: str, batch: str | int) -> None:
+    module = network(name)
     inputs = (TensorSpec("image", (batch, 3, 64, 64), example=(2 if isinstance(batch, str) else batch, 3, 64, 64)),)
     result = optimize(export_onnx(module, inputs, exporter=exporter, verify=False))
     check_onnx(result.model)

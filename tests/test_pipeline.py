@@ -21,10 +21,15 @@ from aff_deploy.pipeline import deploy
 from aff_deploy.recipe import Evaluation, dump_recipe, find_recipe, load_recipe
 from aff_deploy.runtimes.backends import TENSORRT_RTX, is_installed
 from aff_deploy.spec import Precision
-from tests.networks import RECIPE, write_network
+from tests.networks import RECIPE, export_once, write_network
 from tests.readme import blocks, structure
 
 FILES = ["manifest.json", "model.onnx", "model.onnx.json", "recipe.toml", "report.html"]
+
+
+@pytest.fixture(autouse=True)
+def one_export_of_each_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "export_onnx", export_once)
 
 
 def evaluated_recipe(folder: Path, *, extra: str = "", classes: int = 3, count: int = 20) -> Path:

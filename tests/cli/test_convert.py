@@ -12,8 +12,9 @@ import torch
 
 from aff_deploy.nets import iaff_resnet_digits, load_weights
 from aff_deploy.nets.weight_files import read_checkpoint
+from tests.cli.files import listing
 from tests.cli.process import error_line, run_all
-from tests.nets.test_convert import AUTHORS, RECORDED, error_of
+from tests.nets.foreign import AUTHORS, RECORDED, error_of
 from tests.support import randomise_batchnorm
 
 NETWORK = """
@@ -32,10 +33,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if "__pycache__" not in path.parts)
-
-
 def test_the_authors_file_becomes_ours(folder: Path) -> None:
     mask = os.umask(0o077)
     try:
@@ -46,7 +43,7 @@ def test_the_authors_file_becomes_ours(folder: Path) -> None:
     assert "new/out.safetensors: build, sha256 " in ran.stdout
     assert "185 tensors from in.params (MXNet)" in ran.stdout
     assert "share_global=False in 3 iAFF modules: the weights are of the authors' MXNet code" in ran.stdout
-    assert files(folder) == ["in.params", "net.py", "new", "new/out.safetensors"]
+    assert listing(folder) == ["in.params", "net.py", "new", "new/out.safetensors"]
     out = folder / "new/out.safetensors"
     if sys.platform != "win32":
         assert out.stat().st_mode & 0o777 == 0o644
@@ -94,7 +91,7 @@ def test_what_goes_wrong(folder: Path) -> None:
     (folder / "short.params").write_bytes((folder / "in.params").read_bytes()[:5000])
     (folder / "file").write_text("x")
     (folder / "made.safetensors").mkdir()
-    before = files(folder)
+    before = listing(folder)
     net = ["--network", "net.py:build"]
     cases: list[tuple[list[str], int, str]] = [
         (["in.params", "out.bin", *net], 2, "ends in .safetensors"),
@@ -123,7 +120,7 @@ def test_what_goes_wrong(folder: Path) -> None:
     for result, (words, code, expected) in zip(ran, cases, strict=True):
         assert expected in error_line(result, code), words
         assert " -o" not in result.stderr
-    assert files(folder) == before
+    assert listing(folder) == before
 
 
 def test_an_existing_file_survives_a_failure(folder: Path) -> None:

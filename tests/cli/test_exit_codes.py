@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.files import listing, save_model
 from tests.cli.process import error_line
 from tests.networks import write_network
 
@@ -30,8 +31,6 @@ WITHOUT = "import sys\nfor name in {names!r}: sys.modules[name] = None\nfrom aff
 def test_a_missing_package_is_exit_4_with_the_pip_line(
     names: list[str], words: list[str], missing: str, tmp_path: Path
 ) -> None:
-    from tests.cli.test_bad_input import listing, save_model
-
     save_model(tmp_path / "x.onnx")
     code = WITHOUT.format(names=names, words=words)
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
@@ -42,8 +41,6 @@ def test_a_missing_package_is_exit_4_with_the_pip_line(
 
 
 def test_optimize_and_inspect_need_neither_torch_nor_onnxruntime(tmp_path: Path) -> None:
-    from tests.cli.test_bad_input import save_model
-
     save_model(tmp_path / "x.onnx")
     for words in (["optimize", "x.onnx", "-o", "y.onnx"], ["inspect", "x.onnx"]):
         code = WITHOUT.format(names=["torch", "onnxruntime", "onnxscript"], words=words)

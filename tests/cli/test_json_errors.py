@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from aff_deploy.cli import doctor, main
-from tests.cli.test_bad_input import save_model
+from tests.cli.files import save_model
 from tests.engines import write_test_engine
 from tests.networks import RECIPE, write_network
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from tests.cli.files import save_model
 from tests.cli.process import error_line, run_all
-from tests.cli.test_bad_input import save_model
 from tests.engines import write_test_engine
 from tests.networks import RECIPE, write_network
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -14,42 +13,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from aff_deploy.errors import WeightsError
 from aff_deploy.nets.checkpoints import load_weights
-from tests.support import randomise_batchnorm
-
-
-def network(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(5, 2))
-    randomise_batchnorm(net, seed)
-    return net
-
-
-def weights() -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in network(seed=1).state_dict().items()}
-
-
-def equal(net: nn.Module, expected: dict[str, Tensor]) -> bool:
-    return all(torch.equal(value, expected[name]) for name, value in net.state_dict().items() if name in expected)
-
-
-def unchanged(net: nn.Module) -> bool:
-    return equal(net, network().state_dict())
-
-
-def refusal(path: Path, **options: Any) -> str:
-    """The message with which loading `path` fails; the network must be as it was."""
-    net = network()
-    with pytest.raises(WeightsError) as caught:
-        load_weights(net, path, **options)
-    assert unchanged(net)
-    assert caught.value.exit_code == 3
-    assert "\n" not in str(caught.value)
-    assert caught.value.fix
-    return str(caught.value)
+from tests.nets.weights_files import Malicious, equal, network, refusal, weights
 
 
 def test_safetensors(tmp_path: Path) -> None:
@@ -135,16 +103,6 @@ def test_truncated(tmp_path: Path, kind: str, part: float) -> None:
     short = tmp_path / "short"
     short.write_bytes(content[: int(len(content) * part)])
     assert "short" in refusal(short)
-
-
-class Malicious:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (os.fspath(self.target),)
 
 
 @pytest.mark.parametrize("kind", ["pickle", "torch"])

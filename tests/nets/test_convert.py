@@ -18,46 +18,16 @@ from aff_deploy import nets
 from aff_deploy.errors import WeightsError
 from aff_deploy.nets import AFF, blocks, cifar, iAFF, load_weights
 from aff_deploy.nets.architectures import FACTORIES, Recognised, recognise
-from aff_deploy.nets.checkpoints import LoadedWeights
 from aff_deploy.nets.names import authors_to_ours
 from aff_deploy.nets.saving import save_weights
 from aff_deploy.nets.weight_files import read_checkpoint
+from tests.nets.foreign import AUTHORS, RECORDED, Fused, cifar_resnet, error_of, load, same, trained
+from tests.nets.params_files import array, listing
 from tests.support import randomise_batchnorm
 
-DATA = Path(__file__).parent.parent / "data"
-AUTHORS = DATA / "openaff"
 IMAGENET = "imagenet_iaff_resnet_1111"
 FIXTURES = os.environ.get("AFF_DEPLOY_FIXTURES", "")
 FAMILIES = ("aff_resnet50", "iaff_resnet50", "aff_resnext50_32x4d", "iaff_resnext50_32x4d")
-
-
-def cifar_resnet(fuse: blocks.FuseFactory) -> nn.Module:
-    return cifar.preactivation_resnet(fuse, (1, 1, 1), 10, 1, width=16)
-
-
-def cifar_resnext(fuse: blocks.FuseFactory) -> nn.Module:
-    return cifar.cifar_resnext(fuse, (1, 1, 1), 10, 1, width=16, groups=4, group_width=16)
-
-
-# The .params file: the network that it is of, and the .npz with what the authors' code computed.
-RECORDED: dict[str, tuple[Callable[[], nn.Module], Path]] = {
-    "cifar_aff_resnet_b1_c1": (lambda: cifar_resnet(blocks.aff(4, 2.0)), AUTHORS / "cifar_aff_resnet_b1_c1.npz"),
-    "cifar_iaff_resnet_b1_c1": (lambda: cifar_resnet(blocks.iaff(4, False)), DATA / "recorded/cifar_iaff_resnet.npz"),
-    "cifar_aff_resnext_b1_c1_4x16": (lambda: cifar_resnext(blocks.aff(16, 2.0)), DATA / "recorded/cifar_aff_resnext.npz"),
-    "cifar_iaff_resnext_b1_c1_4x16": (
-        lambda: cifar_resnext(blocks.iaff(16, False)),
-        AUTHORS / "cifar_iaff_resnext_b1_c1_4x16.npz",
-    ),
-}
-
-
-def error_of(network: nn.Module, recorded: Path) -> float:
-    """The largest difference from a recorded output, in units of its scale."""
-    with np.load(recorded, allow_pickle=False) as data:
-        images, expected = torch.from_numpy(data["input"]), data["output"]
-    with torch.inference_mode():
-        found = network.eval()(images).numpy()
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -116,49 +86,6 @@ def test_affine_values_that_the_network_has_no_place_for(tmp_path: Path) -> None
 
 
 # The quirk of the PyTorch port.
-
-
-class Fused(nn.Module):
-    """A network of someone's own around one fusion, which is the attribute `place` of its only block."""
-
-    def __init__(self, place: str = "fusion", share_global: bool = False, seed: int = 0, kind: str = "iaff") -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.place = place
-        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
-        block = nn.Module()
-        block.add_module(place, iAFF(8, share_global=share_global) if kind == "iaff" else AFF(8))
-        self.layer1 = nn.Sequential(block)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(x)
-        fused: Tensor = self.layer1[0].get_submodule(self.place)(x, x.flip(3))
-        return fused
-
-    @property
-    def fusion_module(self) -> Any:
-        return self.layer1[0].get_submodule(self.place)
-
-
-def trained(place: str, share_global: bool) -> Fused:
-    network = Fused(place, share_global, seed=1).train()
-    optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
-    for step in range(3):
-        optimiser.zero_grad()
-        network(torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(step))).square().mean().backward()
-        optimiser.step()
-    return network.eval()
-
-
-def load(network: nn.Module, state: Any, folder: Path, **options: Any) -> LoadedWeights:
-    torch.save(state, folder / "w.pth")
-    return load_weights(network, folder / "w.pth", **options)
-
-
-@torch.no_grad()
-def same(one: nn.Module, other: nn.Module) -> bool:
-    images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(9))
-    return torch.equal(one.eval()(images), other.eval()(images))
 
 
 @pytest.mark.parametrize("built", [False, True])
@@ -415,8 +342,6 @@ def test_strange_shapes_are_not_recognised_and_do_no_harm(shapes: dict[str, tupl
 
 
 def test_names_of_an_exported_symbol(tmp_path: Path) -> None:
-    from tests.nets.test_mxnet_params import array, listing
-
     (tmp_path / "w.params").write_bytes(listing([array(np.ones(3, np.float32))], [b"arg:resnet0_conv0_weight"]))
     with pytest.raises(WeightsError, match="save with save_parameters"):
         load_weights(Fused(), tmp_path / "w.params")

@@ -15,24 +15,9 @@ import torch
 from aff_deploy.errors import WeightsError
 from aff_deploy.nets import mxnet_params
 from aff_deploy.nets.mxnet_params import read_params
+from tests.nets.params_files import TYPES, VERSIONS, array, header, listing
 
 DATA = Path(__file__).parent.parent / "data" / "openaff"
-TYPES = {"float32": 0, "float64": 1, "float16": 2, "uint8": 3, "int32": 4, "int8": 5, "int64": 6, "int16": 8}
-VERSIONS = {1: 0xF993FAC8, 2: 0xF993FAC9, 3: 0xF993FACA}
-
-
-def header(version: int, shape: tuple[int, ...], element: int = 0, storage: int = 0) -> bytes:
-    start = struct.pack("<I", VERSIONS[version]) + (struct.pack("<i", storage) if version > 1 else b"")
-    return start + struct.pack(f"<i{len(shape)}qiii", len(shape), *shape, 1, 0, element)
-
-
-def array(value: np.ndarray, version: int = 2) -> bytes:
-    return header(version, value.shape, TYPES[str(value.dtype)]) + value.tobytes()
-
-
-def listing(arrays: list[bytes], names: list[bytes]) -> bytes:
-    named = b"".join(struct.pack("<Q", len(name)) + name for name in names)
-    return struct.pack("<QQQ", 0x112, 0, len(arrays)) + b"".join(arrays) + struct.pack("<Q", len(names)) + named
 
 
 def small() -> bytes:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from aff_deploy.nets.checkpoints import load_weights
 from aff_deploy.nets.weight_files import read_checkpoint
-from tests.nets.test_checkpoints import Malicious, equal, network, refusal, weights
+from tests.nets.weights_files import Malicious, equal, network, refusal, weights
 
 
 def advice(path: Path) -> str:

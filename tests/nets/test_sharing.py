@@ -14,7 +14,7 @@ from aff_deploy.nets import iAFF, load_weights
 from aff_deploy.nets.resolve import resolve_network
 from aff_deploy.nets.saving import save_weights
 from aff_deploy.recipe import load_recipe
-from tests.nets.test_convert import AUTHORS, Fused, load, same, trained
+from tests.nets.foreign import AUTHORS, Fused, load, same, trained
 from tests.support import randomise_batchnorm
 
 

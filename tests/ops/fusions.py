@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -69,3 +70,22 @@ def call_model(
     )
     imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
     return helper.make_model(graph, opset_imports=imports, functions=[function], ir_version=8)
+
+
+BRANCHES = (("local", "global"), ("local",), ("global",))
+VARIANTS = tuple(
+    Variant(context=context, blend=blend, branches=branches)  # type: ignore[arg-type]
+    for context, blend, branches in product(("sum", "self", "explicit"), (True, False), BRANCHES)
+    if blend or context != "sum"
+)
+
+
+def feeds_for(model: ModelProto, arrays: dict[str, Array], dtype: str = "float32") -> dict[str, Array]:
+    return {value.name: arrays[value.name].astype(dtype) for value in model.graph.input}
+
+
+def assert_computes(expected: Array, actual: Array, dtype: str = "float32") -> None:
+    tolerance = {"float32": 1e-5, "float16": 6e-3, "float64": 1e-6}[dtype]
+    assert actual.shape == expected.shape
+    assert actual.dtype == dtype
+    assert np.max(np.abs(actual.astype(np.float64) - expected)) <= tolerance * np.max(np.abs(expected))

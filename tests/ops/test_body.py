@@ -11,27 +11,10 @@ import pytest
 from aff_deploy.ops import Form, Variant
 from aff_deploy.ops.operator import ACTIVATIONS, TAKES_ALPHA
 from aff_deploy.ops.reference import attentional_fusion
-from tests.ops.fusions import Array, arrays_of, call_model
+from tests.ops.fusions import VARIANTS, arrays_of, assert_computes, call_model, feeds_for
 from tests.passes.graphs import run_ort, run_reference
 
 FORMS: tuple[Form, ...] = ("convex", "plain", "blocked", "blocked_static")
-BRANCHES = (("local", "global"), ("local",), ("global",))
-VARIANTS = tuple(
-    Variant(context=context, blend=blend, branches=branches)  # type: ignore[arg-type]
-    for context, blend, branches in product(("sum", "self", "explicit"), (True, False), BRANCHES)
-    if blend or context != "sum"
-)
-
-
-def feeds_for(model: onnx.ModelProto, arrays: dict[str, Array], dtype: str = "float32") -> dict[str, Array]:
-    return {value.name: arrays[value.name].astype(dtype) for value in model.graph.input}
-
-
-def assert_computes(expected: Array, actual: Array, dtype: str = "float32") -> None:
-    tolerance = {"float32": 1e-5, "float16": 6e-3, "float64": 1e-6}[dtype]
-    assert actual.shape == expected.shape
-    assert actual.dtype == dtype
-    assert np.max(np.abs(actual.astype(np.float64) - expected)) <= tolerance * np.max(np.abs(expected))
 
 
 @pytest.mark.parametrize("form", FORMS)

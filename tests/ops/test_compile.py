@@ -71,10 +71,20 @@ EVERY = [
 CAPABILITIES = [pytest.param(one, marks=[pytest.mark.slow] * (one in (86, 89))) for one in PTX_VERSIONS]
 
 
+# Of the calls that get the same blocks, the largest.
+LARGEST = {(call.dtype, call.layout, choose_blocks(call)): call for call in EVERY}
+CALLS = [
+    pytest.param(
+        call,
+        id=f"{call.dtype}-{call.layout}{call.multiple}-{call.channels}x{call.inter}",
+        marks=[pytest.mark.slow] * (call not in LARGEST.values()),
+    )
+    for call in EVERY
+]
+
+
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize(
-    "call", EVERY, ids=lambda call: f"{call.dtype}-{call.layout}{call.multiple}-{call.channels}x{call.inter}"
-)
+@pytest.mark.parametrize("call", CALLS)
 def test_every_table_entry_is_assembled_without_spills(call: Call, capability: int, tmp_path: Path) -> None:
     assert_fits(call, capability, tmp_path)
 

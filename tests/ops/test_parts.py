@@ -14,8 +14,7 @@ from aff_deploy.ops import Variant, body, function_body
 from aff_deploy.ops.operator import ACTIVATIONS
 from aff_deploy.ops.parts import PARTS, Part
 from aff_deploy.ops.reference import attentional_fusion
-from tests.ops.fusions import arrays_of, call_model
-from tests.ops.test_body import VARIANTS, assert_computes, feeds_for
+from tests.ops.fusions import VARIANTS, arrays_of, assert_computes, call_model, feeds_for
 from tests.passes.graphs import run_ort, run_reference
 
 HALF = TensorProto.FLOAT16

@@ -13,6 +13,10 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, parser
 
+from aff_deploy.onnx_file import check_onnx
+from aff_deploy.passes import Optimized, optimize
+from tests.passes.graphs import Array, assert_exact, run_ort
+
 C, INTER = 8, 3
 
 LOCAL = "l_t = Conv(a, w1, b1)\nl_h = Relu(l_t)\nl = Conv(l_h, w2, b2)"
@@ -101,3 +105,31 @@ def iaff(*, share_global: bool) -> Attention:
 
 
 MSCAM = AFF.but(context="a = Relu(x)", blend="out = Mul(a, w)")
+
+
+def model_of(attention: Attention, more: str = "", **constants: Array) -> onnx.ModelProto:
+    """The attention's model with constants and, as ``type[dims] name``, more inputs."""
+    model = attention.build()
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    if more:
+        source = f'<ir_version: 8, opset_import: ["" : 18]>\ng ({more}) => () {{ }}'
+        model.graph.input.extend(parser.parse_model(source).graph.input)
+    return model
+
+
+def same(model: onnx.ModelProto, feeds: dict[str, Array]) -> Optimized:
+    """The optimised model, which gives what the model gave; to infinite feeds no other NaN."""
+    result = optimize(model)
+    check_onnx(result.model)
+    if all(np.isfinite(array).all() for array in feeds.values()):
+        assert_exact(model, result.model, feeds)
+        return result
+    for want, got in zip(run_ort(model, feeds), run_ort(result.model, feeds), strict=True):
+        assert want.shape == got.shape
+        assert np.array_equal(np.isnan(want), np.isnan(got))
+    return result
+
+
+def features(batch: int = 3, spatial: tuple[int, int] = (5, 6), scale: float = 1.0) -> dict[str, Array]:
+    rng = np.random.default_rng(1)
+    return {name: (scale * rng.normal(0, 1, (batch, C, *spatial))).astype(np.float32) for name in "xy"}

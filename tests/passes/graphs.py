@@ -171,3 +171,34 @@ def check_rewrite(body: str, count: int, *passes: Callable[[gs.Graph], int], **o
     assert_parity(before, after)
     assert rewrites == count, f"{rewrites} rewrites; left are {op_types(after)}"
     return after
+
+
+C = 16
+BN = "".join(f", float[{C}] gamma{i}, float[{C}] beta{i}, float[{C}] mean{i}, float[{C}] var{i}" for i in range(2))
+AFF = f"""g (float[N, {C}, 5, 6] x, float[N, {C}, 5, 6] skip) => (float[N, {C}, 5, 6] out)
+<float[{C}, {C}, 1, 1] k, float[4, {C}, 1, 1] w1, float[4] b1, float[{C}, 4, 1, 1] w2, float[{C}] b2,
+ float[4, {C}, 1, 1] v1, float[4] c1, float[{C}, 4, 1, 1] v2, float[{C}] c2{BN}> {{
+  conv = Conv(skip, k)
+  y = BatchNormalization(conv, gamma0, beta0, mean0, var0)
+  a = Add(x, y)
+  same = Identity(a)
+  l_t = Conv(same, w1, b1)
+  l_h = Relu(l_t)
+  l_c = Conv(l_h, w2, b2)
+  l = BatchNormalization(l_c, gamma1, beta1, mean1, var1)
+  p = GlobalAveragePool(a)
+  g_t = Conv(p, v1, c1)
+  g_h = Relu(g_t)
+  g = Conv(g_h, v2, c2)
+  z = Add(l, g)
+  w = Sigmoid(z)
+  one = Constant<value_float: float = 1.0>()
+  rest = Sub(one, w)
+  xw = Mul(x, w)
+  yw = Mul(y, rest)
+  out = Add(xw, yw)
+}}"""
+
+
+def aff(**options: object) -> onnx.ModelProto:
+    return model_of(AFF, **options)  # type: ignore[arg-type]

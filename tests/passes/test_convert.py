@@ -7,8 +7,7 @@ from onnx import helper
 
 from aff_deploy.ops import DOMAIN
 from aff_deploy.passes import optimize
-from tests.passes.graphs import assert_parity, model_of, op_types, run_ort
-from tests.passes.test_optimize import AFF, C, aff
+from tests.passes.graphs import AFF, C, aff, assert_parity, model_of, op_types, run_ort
 
 
 def test_everything_around_the_graph_is_kept() -> None:

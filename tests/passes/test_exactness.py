@@ -7,43 +7,14 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper, parser
 
-from aff_deploy.onnx_file import check_onnx
-from aff_deploy.passes import Optimized, optimize
+from aff_deploy.passes import optimize
 from aff_deploy.runtimes.double import DoubleRunner
 from aff_deploy.validate.exact import Answers, measure_exactness
 from aff_deploy.verify import eps_of
-from tests.passes.attention import AFF, LERP_BLEND, LOCAL, SUM_BLEND, Attention, C
-from tests.passes.graphs import Array, assert_exact, run_ort
+from tests.passes.attention import AFF, LERP_BLEND, LOCAL, SUM_BLEND, Attention, C, features, model_of, same
+from tests.passes.graphs import Array
 
 NONE: dict[str, Array] = {}
-
-
-def model_of(attention: Attention, more: str = "", **constants: Array) -> onnx.ModelProto:
-    """The attention's model with constants and, as ``type[dims] name``, more inputs."""
-    model = attention.build()
-    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
-    if more:
-        source = f'<ir_version: 8, opset_import: ["" : 18]>\ng ({more}) => () {{ }}'
-        model.graph.input.extend(parser.parse_model(source).graph.input)
-    return model
-
-
-def same(model: onnx.ModelProto, feeds: dict[str, Array]) -> Optimized:
-    """The optimised model, which gives what the model gave; to infinite feeds no other NaN."""
-    result = optimize(model)
-    check_onnx(result.model)
-    if all(np.isfinite(array).all() for array in feeds.values()):
-        assert_exact(model, result.model, feeds)
-        return result
-    for want, got in zip(run_ort(model, feeds), run_ort(result.model, feeds), strict=True):
-        assert want.shape == got.shape
-        assert np.array_equal(np.isnan(want), np.isnan(got))
-    return result
-
-
-def features(batch: int = 3, spatial: tuple[int, int] = (5, 6), scale: float = 1.0) -> dict[str, Array]:
-    rng = np.random.default_rng(1)
-    return {name: (scale * rng.normal(0, 1, (batch, C, *spatial))).astype(np.float32) for name in "xy"}
 
 
 SHAPE = "s = Shape(x)\none = Constant<value_ints: ints = [1]>()\ntwo = Constant<value_ints: ints = [2]>()\nc = Gather(s, one)\n"

@@ -9,8 +9,8 @@ from onnx import numpy_helper
 
 from aff_deploy.passes.cleanup import cleanup
 from aff_deploy.passes.fold_batchnorm import fold_batchnorm
+from tests.passes.batchnorms import BEHIND, BN, NORM, X, graph, values
 from tests.passes.graphs import apply_passes, assert_parity, check_rewrite, model_of, op_types
-from tests.passes.test_fold_batchnorm import BEHIND, BN, NORM, X, graph, values
 
 # ---- sharing
 

@@ -16,8 +16,8 @@ from onnx import helper, numpy_helper, parser
 from aff_deploy.onnx_file import check_onnx
 from aff_deploy.passes import optimize
 from tests.passes.attention import AFF, Attention, C
+from tests.passes.family import ALL_MEMBERS, inputs_of
 from tests.passes.graphs import assert_exact, feeds_of, model_of, op_types
-from tests.passes.test_spellings import ALL_MEMBERS, inputs_of
 from tests.support import randomise_batchnorm
 
 KINDS = ("plain", "linear, view", "token linear", "iaff, shared global", "ms-cam", "eres2net")

@@ -8,8 +8,7 @@ from onnx import ModelProto, TensorProto
 
 from aff_deploy.passes import optimize
 from aff_deploy.passes.functions import attach_functions, attributes
-from tests.passes.graphs import assert_parity
-from tests.passes.test_optimize import aff
+from tests.passes.graphs import aff, assert_parity
 
 
 def operators(model: ModelProto) -> list[str]:

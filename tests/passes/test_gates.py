@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from tests.passes.attention import AFF, INTER, LERP_BLEND, LOCAL, SUM_BLEND, Attention, C
+from tests.passes.attention import AFF, INTER, LERP_BLEND, LOCAL, SUM_BLEND, Attention, C, features, model_of, same
 from tests.passes.graphs import Array
-from tests.passes.test_exactness import features, model_of, same
 
 AXES = {
     "i0": [0],

@@ -39,7 +39,7 @@ def test_compiled_kernels_compute_the_definition(device: StandIn, kernel_cache: 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("capability", [86, 90, 120])
+@pytest.mark.parametrize("capability", [90, 120])
 def test_so_do_those_for_later_capabilities(device: StandIn, kernel_cache: Path, capability: int, dtype: str) -> None:
     # From 90 on products of 64 rows are those of four warps together (wgmma), and fp32 comes in pairs on 120.
     for case in SOME:

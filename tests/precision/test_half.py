@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx
 import pytest
@@ -16,26 +14,10 @@ from aff_deploy.passes.functions import attributes
 from aff_deploy.precision import evaluator, to_precision
 from aff_deploy.precision.half import rounded
 from aff_deploy.spec import Precision
-from tests.passes.graphs import feeds_of, model_of, run_ort
-from tests.passes.test_optimize import aff
-from tests.precision.typed import answers, computed, digits, elements, op_counts, typed, wide
+from tests.passes.graphs import aff, feeds_of, model_of, run_ort
+from tests.precision.typed import answers, assert_computes, computed, digits, elements, op_counts, typed, wide
 
 HALVES = {"fp16": "FLOAT16", "bf16": "BFLOAT16"}
-SLACK = {"fp16": 4e-3, "bf16": 3e-2}
-
-
-def assert_computes(model: ModelProto, feeds: dict[str, Any], precision: str = "fp16", **options: Any) -> dict[str, str]:
-    """The typed model gives what `model` gives, up to the precision's rounding; what was kept wide, and why."""
-    result = typed(model, feeds, precision=precision, **options)
-    expectations = dict(zip((value.name for value in model.graph.output), run_ort(model, feeds), strict=True))
-    for name, actual in computed(result, feeds).items():
-        expected = expectations[name]
-        if expected.dtype.kind != "f":
-            np.testing.assert_array_equal(actual, expected)
-            continue
-        scale = float(np.max(np.abs(expected), initial=1e-6))
-        assert np.max(np.abs(actual - expected), initial=0.0) <= SLACK[precision] * scale
-    return wide(result)
 
 
 # ---- trained networks

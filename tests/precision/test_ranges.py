@@ -12,8 +12,7 @@ from aff_deploy.ops.reference import attentional_fusion
 from aff_deploy.passes import optimize
 from aff_deploy.passes.functions import attach_functions, variant_of
 from aff_deploy.precision import Range, observe_ranges
-from tests.passes.graphs import Array, feeds_of, model_of, run_ort
-from tests.passes.test_optimize import aff
+from tests.passes.graphs import Array, aff, feeds_of, model_of, run_ort
 
 BODY = """g (float[N, 4, 5] x, int64[2] n) => (float[N, 4, 5] y, float s) <float[4, 5] w> {
   k = Constant<value_float: float = 3.0>()

@@ -15,8 +15,7 @@ from aff_deploy.precision import to_precision
 from aff_deploy.precision.values import rounded
 from aff_deploy.spec import Precision
 from tests.passes.graphs import run_ort
-from tests.precision.test_half import SLACK, assert_computes
-from tests.precision.typed import computed, elements, typed, wide
+from tests.precision.typed import SLACK, assert_computes, computed, elements, typed, wide
 
 FLT_MAX = np.finfo(np.float32).max
 RNG = np.random.default_rng(4)

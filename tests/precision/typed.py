@@ -22,6 +22,7 @@ from aff_deploy.recipe import find_recipe
 from aff_deploy.runtimes.feeds import load_npz_feeds
 from aff_deploy.runtimes.pytorch import PyTorchRunner
 from aff_deploy.spec import Precision
+from tests.passes.graphs import run_ort
 
 Array = NDArray[Any]
 
@@ -75,3 +76,20 @@ def wide(result: Typed) -> dict[str, str]:
 
 def op_counts(model: ModelProto) -> Counter[str]:
     return Counter(node.op_type for node in model.graph.node)
+
+
+SLACK = {"fp16": 4e-3, "bf16": 3e-2}
+
+
+def assert_computes(model: ModelProto, feeds: dict[str, Any], precision: str = "fp16", **options: Any) -> dict[str, str]:
+    """The typed model gives what `model` gives, up to the precision's rounding; what was kept wide, and why."""
+    result = typed(model, feeds, precision=precision, **options)
+    expectations = dict(zip((value.name for value in model.graph.output), run_ort(model, feeds), strict=True))
+    for name, actual in computed(result, feeds).items():
+        expected = expectations[name]
+        if expected.dtype.kind != "f":
+            np.testing.assert_array_equal(actual, expected)
+            continue
+        scale = float(np.max(np.abs(expected), initial=1e-6))
+        assert np.max(np.abs(actual - expected), initial=0.0) <= SLACK[precision] * scale
+    return wide(result)

@@ -9,7 +9,7 @@ import pytest
 
 from aff_deploy.report import render_report
 from aff_deploy.report.verdicts import FAILED, NOT_RUN, PASSED, headline, judge
-from tests.report.test_report import MANIFEST, Page
+from tests.report.pages import MANIFEST, Page
 
 
 def deployment(*, model: bool = True, engine: bool | None = True, not_run: str = "", off: float = 0.0125) -> dict[str, Any]:
