@@ -390,7 +390,7 @@ def test_a_distribution_stays_within_its_type(tmp_path: Path, dtype: str, low: f
         (feed,) = seeded_feeds(recipe.inputs, samples=1, recipe=recipe)
         assert low <= feed["i"].min() <= feed["i"].max() <= high
     else:
-        with pytest.raises(RecipeError, match=r"distribution\.(low|high)"):
+        with pytest.raises(RecipeError, match=r"distribution\.(low|high)|cannot range from"):
             load_recipe(path)
 
 

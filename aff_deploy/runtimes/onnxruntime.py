@@ -38,7 +38,7 @@ TYPES = {
 ONNX_BFLOAT16 = 16
 LOOP = b'"\x04Loop'
 """How a node of that type is written: the number of the field and its kind, the length of the text, the text."""
-MAX_LOOP_SECONDS = 40
+MAX_LOOP_SECONDS = 30
 MAX_RANK = 32
 """Dimensions of an input: numpy has 64 at the most, and older ones 32."""
 
