@@ -11,10 +11,9 @@ from onnx import ModelProto, checker
 
 from aff_deploy.onnx_file import sorted_nodes
 from aff_deploy.passes import optimize
+from aff_deploy.validate.exact import Answers, measure_exactness
 from tests.passes.fuzz.operators import Array, Values
 
-FACTOR = 8.0
-"""How many times the original's own error, and a rounding of the largest magnitude, is still exact."""
 SLACK = {np.dtype(np.float16): 0.05, np.dtype(np.float32): 1e-3, np.dtype(np.float64): 1e-9}
 """An own error beyond this share of the largest value judges nothing."""
 
@@ -25,7 +24,7 @@ class Verdict:
 
     Attributes:
         kind: ``ok``; ``invalid`` (the original is); ``ill`` (the original is far from the truth in some run);
-            or a fault: ``crash``, ``unloadable``, ``shape``, ``infinite``, ``wrong``, ``unstable``
+            or a fault: ``crash``, ``unloadable``, ``shape``, ``wrong``, ``unstable``
             (optimised again, it changes).
         detail: where, or the message.
         fused, refused: places of attention.
@@ -64,51 +63,40 @@ def judge(model: ModelProto, feeds: Sequence[Values], values: Sequence[Mapping[s
         after = [[_run(result.model, feed, optimised=on) for on in (False, True)] for feed in feeds]
     except Exception as error:  # likewise
         return Verdict("unloadable", _line(error), fused, refused)
-    compared = _Compared(_rounds_to_half(model))
-    for i, exact in enumerate(values):
-        largest = _magnitudes(result.model, exact)
-        for name in largest:
-            for one, other in zip(before[i], after[i], strict=True):
-                if name in one:
-                    compared.add(f"{name} of feed {i}", exact[name], one[name], other[name], largest[name])
-    if not compared.kind and _serialised(again.model) != _serialised(result.model):
-        compared.kind, compared.detail = "unstable", _difference(result.model, again.model)
-    return Verdict(compared.kind or "ok", compared.detail, fused, refused, compared.share)
+    largest = [_magnitudes(result.model, feed) for feed in feeds]
+    half = _rounds_to_half(model)
+    kind = detail = ""
+    share = 0.0
+    for name in largest[0]:
+        for way in (0, 1):
+            runs = [[tried[way][name] for tried in each] for each in (before, after)]
+            exact = [tensors[name] for tensors in values]
+            found = _compare(name, exact, *runs, max(each[name] for each in largest), half=half)
+            share = max(share, found[1])
+            if found[0] and kind in ("", "ill"):
+                kind, _, detail = found
+    if not kind and _serialised(again.model) != _serialised(result.model):
+        kind, detail = "unstable", _difference(result.model, again.model)
+    return Verdict(kind or "ok", detail, fused, refused, share)
 
 
-class _Compared:
-    """The first fault of many comparisons, and the largest error as a share of what is allowed."""
-
-    def __init__(self, half: bool) -> None:
-        self.kind = self.detail = ""
-        self.share = 0.0
-        self._half = half
-
-    def add(self, where: str, exact: Array, one: Array, other: Array, largest: float) -> None:
-        """Compare what the original and the optimised graph give, both run in the same way."""
-        kind, share = _compare(exact, one, other, largest, half=self._half)
-        self.share = max(self.share, share)
-        if kind and self.kind in ("", "ill"):
-            self.kind, self.detail = kind, f"{where}: {share:.3g} of what is allowed"
-
-
-def _compare(exact: Array, one: Array, other: Array, largest: float, *, half: bool) -> tuple[str, float]:
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return "shape", 0.0
-    if one.dtype.kind != "f":
-        same = np.array_equal(one, other)
-        return ("" if same else "wrong"), float(not same)
-    if np.any(np.isfinite(one) & ~np.isfinite(other)):
-        return "infinite", 0.0
-    told = np.isfinite(exact) & np.isfinite(one)
-    largest = max(largest, _largest(exact[told]))
-    own, ours = (_largest(run[told].astype(np.float64) - exact[told]) for run in (one, other))
-    dtype = np.dtype(np.float16) if half else one.dtype
-    if own > SLACK[dtype] * largest:
-        return "ill", 0.0
-    allowed = FACTOR * (own + float(np.finfo(dtype).eps) * largest)
-    share = ours / allowed if allowed else float(ours > 0)
-    return ("wrong" if share > 1.0 else ""), share
+def _compare(
+    name: str, exact: list[Array], ones: list[Array], others: list[Array], largest: float, *, half: bool
+) -> tuple[str, float, str]:
+    """What is wrong with an output, its error as a share of what is allowed, and why; by feed, run in one way."""
+    for one, other in zip(ones, others, strict=True):
+        if (one.shape, one.dtype) != (other.shape, other.dtype):
+            return "shape", 0.0, f"{name} is {other.dtype}{other.shape}, not {one.dtype}{one.shape}"
+    dtype = np.dtype(np.float16) if half else ones[0].dtype
+    eps = float(np.finfo(dtype).eps) if dtype.kind == "f" else 0.0
+    answers = [Answers(*({name: array} for array in each)) for each in zip(exact, ones, others, strict=True)]
+    (found,) = measure_exactness(answers, eps, largest)
+    if found.broken:
+        return "wrong", 0.0, found.detail
+    if dtype.kind == "f" and found.original_error > SLACK[dtype] * found.magnitude:
+        return "ill", 0.0, f"{name} of the original is {found.original_error:.3g} off"
+    share = found.error / found.allowed if found.allowed else 0.0
+    return ("" if found.holds else "wrong"), share, found.detail
 
 
 def _rounds_to_half(model: ModelProto) -> bool:
@@ -125,26 +113,23 @@ def _serialised(model: ModelProto) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-def _magnitudes(model: ModelProto, values: Mapping[str, Array]) -> dict[str, float]:
-    """For each tensor, the largest magnitude of what it is made of that the optimised graph still names.
+def _magnitudes(model: ModelProto, feed: Values) -> dict[str, float]:
+    """For each tensor, the largest magnitude of what it is made of in the optimised graph.
 
     The insides of a fusion are not among them: only what goes in and comes out.
     """
-    constants = {tensor.name for tensor in model.graph.initializer}
-    found: dict[str, float] = {}
-
-    def own(name: str) -> float:
-        value = values.get(name)
-        if value is None or value.dtype.kind != "f" or name in constants:
-            return 0.0
-        return _largest(value)
-
-    for value in model.graph.input:
-        found[value.name] = own(value.name)
+    exposed = ModelProto()
+    exposed.CopyFrom(model)
+    ends = {value.name for value in model.graph.output}
+    made = [name for node in model.graph.node for name in node.output if name]
+    exposed.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in made if n not in ends)
+    values = {**feed, **_run(exposed, feed, optimised=False)}
+    own = {name: _largest(value) for name, value in values.items() if value.dtype.kind == "f"}
+    found = {value.name: own.get(value.name, 0.0) for value in model.graph.input}
     for node in sorted_nodes(model.graph):
         before = max((found.get(name, 0.0) for name in node.input), default=0.0)
-        found.update((name, max(before, own(name))) for name in node.output)
-    return {name: found.get(name, 0.0) for name in (*found, *(value.name for value in model.graph.output))}
+        found.update((name, max(before, own.get(name, 0.0))) for name in node.output)
+    return {value.name: found.get(value.name, 0.0) for value in model.graph.output}
 
 
 def _check(model: ModelProto) -> None:

@@ -179,7 +179,6 @@ _PLAIN: dict[str, Callable[..., Array]] = {
     "Abs": np.abs, "Add": np.add, "And": np.logical_and, "Equal": np.equal, "Erf": _erf, "Exp": np.exp, "Floor": np.floor,
     "Greater": np.greater, "Identity": np.asarray, "Less": np.less, "Log": np.log, "MatMul": np.matmul, "Mul": np.multiply,
     "Neg": np.negative, "Not": np.logical_not, "Or": np.logical_or, "Pow": np.power,
-    "PRelu": lambda x, s: np.where(x < 0, s * x, x),
     "Reciprocal": lambda x: 1.0 / x, "Relu": lambda x: np.maximum(x, 0.0), "Sigmoid": _sigmoid, "Sign": np.sign,
     "Softplus": lambda x: np.logaddexp(0.0, x), "Sqrt": np.sqrt, "Sub": np.subtract, "Tanh": np.tanh, "Where": np.where,
     "Expand": lambda x, shape: x * np.ones(shape.tolist(), dtype=x.dtype),
@@ -205,6 +204,12 @@ def _clip(inputs: Sequence[Array | None], attributes: Attributes, opset: int) ->
     return x if high is None else np.minimum(x, high)
 
 
+def _prelu(inputs: Sequence[Array], attributes: Attributes, opset: int) -> Array:
+    x, slope = inputs
+    # The slope may not broadcast x, though ONNX Runtime lets it.
+    return np.where(x < 0, np.broadcast_to(slope, x.shape) * x, x)
+
+
 def _gelu(inputs: Sequence[Array], attributes: Attributes, opset: int) -> Array | None:
     x = inputs[0]
     if attributes.get("approximate", b"none") != b"none":
@@ -216,7 +221,8 @@ RULES: dict[str, Callable[..., Array | list[Array] | None]] = {
     **{name: (lambda inputs, attributes, opset, f=f: f(*inputs)) for name, f in _PLAIN.items()},
     "AveragePool": _average_pool, "BatchNormalization": _batchnorm, "Cast": _cast, "Clip": _clip, "Constant": _constant,
     "ConstantOfShape": _constant_of_shape, "Conv": _conv, "Div": _divide, "Flatten": _flatten, "Gelu": _gelu, "Gemm": _gemm,
-    "MaxPool": _max_pool, "ReduceMax": _reduce(np.max), "ReduceMean": _reduce(np.mean), "ReduceSum": _reduce(np.sum),
+    "MaxPool": _max_pool, "PRelu": _prelu, "ReduceMax": _reduce(np.max), "ReduceMean": _reduce(np.mean),
+    "ReduceSum": _reduce(np.sum),
     "Reshape": _reshape, "Shape": _shape, "Slice": _slice, "Softmax": _softmax, "Split": _split, "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
     "Concat": lambda inputs, a, opset: np.concatenate(inputs, axis=a["axis"]),
