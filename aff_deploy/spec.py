@@ -17,6 +17,8 @@ DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int8",
 
 # An input this large is a typing error, not a wish (1 GiB of float32).
 MAX_ELEMENTS = 2**28
+# numpy has 64 dimensions at the most, and older ones 32.
+MAX_RANK = 32
 # Python reads numbers of some thousand digits, and no more.
 MAX_TEXT = 4000
 

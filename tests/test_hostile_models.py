@@ -179,6 +179,10 @@ def test_inputs_that_are_no_tensors_are_told_and_not_run(path: Path, change: Cal
 def test_inputs_of_absurd_sizes_are_not_drawn(path: Path) -> None:
     with pytest.raises(DataError, match=r"'x' would be drawn as 1x1073741824, .*at most"):
         seeded_feeds([TensorSpec("x", (1, 4 * MAX_ELEMENTS))])
+    with pytest.raises(DataError, match="in 32 dimensions"):
+        seeded_feeds([TensorSpec("x", (1,) * 33)])
+    (feed,) = seeded_feeds([TensorSpec("x", (1,) * 32)], samples=1)
+    assert feed["x"].shape == (1,) * 32
     model = shapeless()
     for value in (model.graph.input[0], model.graph.output[0]):
         value.type.tensor_type.shape.dim.extend([value.type.tensor_type.shape.dim[1]] * 98)

@@ -15,7 +15,7 @@ from aff_deploy.artifact import open_archive
 from aff_deploy.errors import AffDeployError, DataError
 from aff_deploy.recipe import Preprocessing, Recipe
 from aff_deploy.runtimes import Array, numpy_dtype, shape_text
-from aff_deploy.spec import INTEGER_BOUNDS, MAX_ELEMENTS, Distribution, TensorSpec
+from aff_deploy.spec import INTEGER_BOUNDS, MAX_ELEMENTS, MAX_RANK, Distribution, TensorSpec
 
 MAX_FILE_BYTES = 16 * 2**30
 MAX_HEADER_BYTES = 65536
@@ -118,9 +118,9 @@ def _row_counts(samples: int, least: int, most: int) -> list[int]:
 
 
 def _draw(generator: np.random.Generator, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
-    if (count := math.prod(shape)) > MAX_ELEMENTS:
+    if (count := math.prod(shape)) > MAX_ELEMENTS or len(shape) > MAX_RANK:
         said = f"input {spec.name!r} would be drawn as {shape_text(shape)}, {count} elements"
-        raise DataError(said, fix=f"at most {MAX_ELEMENTS} are drawn: give the network smaller shapes")
+        raise DataError(said, fix=f"at most {MAX_ELEMENTS} in {MAX_RANK} dimensions are drawn: give it a smaller shape")
     drawn = spec.distribution
     dtype = numpy_dtype(spec.dtype)
     if dtype.kind == "b":

@@ -15,7 +15,7 @@ import numpy as np
 from aff_deploy.artifact import check_input, confine_libraries, open_input
 from aff_deploy.errors import MissingDependency, ModelError
 from aff_deploy.runtimes import Array, Feeds, check_feeds, shape_text
-from aff_deploy.spec import TensorSpec
+from aff_deploy.spec import MAX_RANK, TensorSpec
 
 if TYPE_CHECKING:
     import onnx
@@ -39,8 +39,6 @@ ONNX_BFLOAT16 = 16
 LOOP = b'"\x04Loop'
 """How a node of that type is written: the number of the field and its kind, the length of the text, the text."""
 MAX_LOOP_SECONDS = 30
-MAX_RANK = 32
-"""Dimensions of an input: numpy has 64 at the most, and older ones 32."""
 
 
 def import_onnxruntime(module: str = "onnxruntime") -> Any:
