@@ -105,13 +105,13 @@ def skeleton(model: ModelProto) -> ModelProto:
     return light
 
 
-def infer_types(model: ModelProto, *, strict: bool = False) -> dict[str, TypeProto.Tensor]:
-    """Element type and shape of every tensor of the main graph that shape inference can tell.
+def infer_types(model: ModelProto, *, strict: bool = False, is_light: bool = False) -> dict[str, TypeProto.Tensor]:
+    """Element type and shape of every tensor of the main graph that inference can tell; a skeleton (`is_light`) it changes.
 
     Raises:
         ModelError: with `strict`, where inference finds a contradiction.
     """
-    light = skeleton(model)
+    light = model if is_light else skeleton(model)
     hold_propagation(light)
     try:
         inferred = shape_inference.infer_shapes(light, check_type=strict, strict_mode=strict, data_prop=True)
@@ -260,7 +260,7 @@ def _serialised(model: ModelProto) -> Iterator[bytes]:
 
     A message is its fields one after the other, in any order; a nested one has its length in front.
     """
-    outer, graph = _without(model, "graph"), _without(model.graph, "initializer").SerializeToString()
+    outer, graph = copy_without(model, "graph"), copy_without(model.graph, "initializer").SerializeToString()
     tensors = model.graph.initializer
     length = len(graph) + sum(len(_header(GraphProto, "initializer", t.ByteSize())) + t.ByteSize() for t in tensors)
     yield outer.SerializeToString()
@@ -273,7 +273,7 @@ def _serialised(model: ModelProto) -> Iterator[bytes]:
 _Message = TypeVar("_Message", ModelProto, GraphProto)
 
 
-def _without(message: _Message, left_out: str) -> _Message:
+def copy_without(message: _Message, left_out: str) -> _Message:
     """A copy of a message but for one field."""
     copy = type(message)()
     for field, value in message.ListFields():

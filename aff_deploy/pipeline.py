@@ -30,7 +30,8 @@ from aff_deploy.evaluate import Evaluated, RecordingRunner, evaluate, load_label
 from aff_deploy.export import export_onnx
 from aff_deploy.nets.resolve import Network, network_of_recipe
 from aff_deploy.onnx_file import save_onnx
-from aff_deploy.passes import inspect_model, optimize
+from aff_deploy.passes import optimize
+from aff_deploy.passes.report import count_ops, describe_values
 from aff_deploy.recipe import Evaluation, Recipe, dump_recipe
 from aff_deploy.recipe.remedies import in_keys_of
 from aff_deploy.report import render_report
@@ -146,10 +147,10 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
             exported = export_onnx(
                 network.module, network.inputs, opset=settings.opset, exporter=settings.exporter, data=evaluated_on[:1]
             )
-            before = inspect_model(exported)
+            before = count_ops(exported)
         with clock.stage("optimise", "optimise: fold, clean up, fuse"):
             result = optimize(exported, data=evaluated_on[:BATCHES_FOR_RANGES] or None)
-            after = inspect_model(result.model)
+            after = count_ops(result.model)
         facts = {"source": {"recipe": recipe.name, "exporter": settings.exporter}, **result.to_dict()}
         artifact = save_onnx(result.model, stage / MODEL_FILE, facts)
         with clock.stage("validate", "compare with eager PyTorch"):
@@ -169,12 +170,12 @@ def deploy(recipe: Recipe, out: Path, *, progress: Callable[[str], None] | None 
             "description": recipe.description,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "network": _describe_network(recipe, network),
-            "inputs": after["inputs"],
-            "outputs": after["outputs"],
+            "inputs": list(describe_values(list(result.model.graph.input))),
+            "outputs": list(describe_values(list(result.model.graph.output))),
             "model": {key: artifact.manifest[key] for key in ("file", "sha256", "bytes")},
             "engine": engine,
-            "nodes": {"before": sum(before["ops"].values()), "after": sum(after["ops"].values())},
-            "ops": {"before": before["ops"], "after": after["ops"]},
+            "nodes": {"before": sum(before.values()), "after": sum(after.values())},
+            "ops": {"before": before, "after": after},
             **result.to_dict(),
             "validation": {**validation.to_dict(), "sources": _sources(recipe, len(evaluated_on), batches)},
             "evaluation": None if evaluated is None else evaluated.to_dict(),

@@ -255,7 +255,7 @@ def _of_file(path: Path, against: str | None, given: Given) -> tuple[onnx.ModelP
     origin = {"file": path.name, "sha256": sha256(path), "companions": companions}
     model = optimize(loaded).model
     if against is None:
-        return model, origin, OnnxRuntimeRunner(path), None
+        return model, origin, OnnxRuntimeRunner(path, frugal=True), None
     from aff_deploy.engine import tensor_specs
 
     network = given.resolve(against)

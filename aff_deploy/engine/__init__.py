@@ -35,6 +35,8 @@ from aff_deploy.precision import Typed, evaluator, to_precision
 from aff_deploy.runtimes import Array, Runner
 from aff_deploy.runtimes.backends import FIRST_FP8_CAPABILITY, Backend, find_backend, load, parse_capability, version
 from aff_deploy.runtimes.cuda import Cuda
+from aff_deploy.runtimes.memory import release_memory
+from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from aff_deploy.runtimes.tensorrt import TensorRTRunner
 from aff_deploy.spec import Ends, Precision, ShapeProfile, Tolerance
 from aff_deploy.validate import ValidationReport, validate
@@ -176,7 +178,10 @@ def build_engine(
         calls = carried.calls if carried is not None else frozenset[str]()
         typed_file = (staged.parent if request.keep_typed else scratch) / f"{out.name}.onnx"
         _save(typed.model if carried is None else carried.model, typed_file)
+        if isinstance(reference, OnnxRuntimeRunner):
+            reference.rest()
         gc.collect()
+        release_memory()
         with clock.stage("build", f"build the engine with {backend.title} {version(backend)}"):
             plan = build_plan(typed_file, backend, request.profiles, request.options, progress=phase)
         with clock.stage("prove", "read back what was built"):

@@ -9,12 +9,11 @@ from typing import Any
 from onnx import ModelProto, TensorProto
 
 from aff_deploy.errors import UsageError
-from aff_deploy.onnx_file import check_onnx
 from aff_deploy.passes.functions import attach_functions
-from aff_deploy.precision.ends import exact_inputs, half_ends, require_half_ends
+from aff_deploy.precision.ends import narrow_ends
 from aff_deploy.precision.half import to_half
 from aff_deploy.precision.ranges import Range, observe_ranges
-from aff_deploy.precision.rounding import rounding_model
+from aff_deploy.precision.rounding import open_rounding, rounding_model
 from aff_deploy.precision.wide import KeptWide
 from aff_deploy.runtimes import Array, Runner
 from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
@@ -93,8 +92,9 @@ def to_precision(
     kept: tuple[KeptWide, ...] = ()
     notes: tuple[str, ...] = ()
     if precision in _HALVES:
+        inside: Ends = io if precision is Precision.FP16 else "fp32"
         half = _HALVES[precision]
-        typed, kept, notes = to_half(model, half, batches=batches, observed=observed, keep_fp32=keep_fp32)
+        typed, kept, notes = to_half(model, half, batches=batches, observed=observed, keep_fp32=keep_fp32, io=inside)
     elif precision is Precision.FP32:
         typed = ModelProto()
         typed.CopyFrom(model)
@@ -105,11 +105,10 @@ def to_precision(
         typed, kept = quantize(model, precision, batches, keep_fp32=keep_fp32)
         attach_functions(typed, target="gpu")
     if io == "fp16":
-        exact = exact_inputs(model)
-        require_half_ends(model, batches, exact)
-        half_ends(typed, exact)
-        notes += tuple(f"input {name!r} stays fp32: integers are computed from it" for name in sorted(exact))
-        check_onnx(typed, "the typed model")
+        if precision is not Precision.FP16:
+            typed = narrow_ends(typed, model, batches)
+        floats = (value.name for value in typed.graph.input if value.type.tensor_type.elem_type == TensorProto.FLOAT)
+        notes += tuple(f"input {name!r} stays fp32: integers are computed from it" for name in sorted(floats))
     return Typed(typed, precision, io, kept, observed, notes)
 
 
@@ -121,6 +120,6 @@ def evaluator(typed: Typed) -> Runner:
         ModelError: it cannot run the model.
     """
     rounds = typed.precision in _HALVES or typed.io == "fp16"
-    runner = OnnxRuntimeRunner(rounding_model(typed.model) if rounds else typed.model)
+    runner = open_rounding(typed.model) if rounds else OnnxRuntimeRunner(typed.model)
     runner.name = _HOW[typed.precision]
     return runner

@@ -13,113 +13,85 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from aff_deploy.onnx_file import opset_of, overridable
+from aff_deploy.precision.prepare import Source
 from aff_deploy.precision.values import rounded
-from aff_deploy.precision.wiring import ONNX_DOMAINS, fresh, inlined, names_of, reads, tensor_types, with_weights
+from aff_deploy.precision.wiring import ONNX_DOMAINS, reads
 from aff_deploy.runtimes import Array
-from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
-
-FIRST_AXES_INPUT = 18
-"""From this opset on, ReduceMean takes its axes as an input."""
 
 
-def correct_biases(
-    model: ModelProto, half: int, batches: Sequence[Mapping[str, Array]], *, wide: AbstractSet[str] = frozenset()
-) -> int:
-    """Change the biases of convolutions and Gemms to suit weights that will be rounded; returns how many.
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or Gemm whose bias can be corrected.
+
+    Attributes:
+        node: in the main graph or inside a fusion.
+        name: of it, or of the fusion call that it lies in.
+    """
+
+    node: NodeProto
+    name: str
+
+
+def find_layers(source: Source) -> list[Layer]:
+    """Convolutions and Gemms with constant weights and a bias of their own.
 
     A bias that several nodes read stays as it is: its nodes have different inputs; so does one that leaves the model
-    as an output, or that a caller may override, and one whose node's input has no finite mean. Border positions,
-    where padding takes the place of data, keep the error that they have.
+    as an output, or that a caller may override.
+    """
+    flat = source.expanded.model
+    weights = {name: tensor for name, tensor in source.weights.items() if name not in source.defaults}
+    readers = Counter(name for node in flat.graph.node for name in reads(node))
+    readers.update(source.outputs)
+    owners = source.expanded.owners
+    return [
+        Layer(node, owners.get(node.output[0], (node.name,))[0])
+        for node in flat.graph.node
+        if _is_correctable(node, weights) and readers[node.input[2]] == 1
+    ]
+
+
+def corrected_biases(
+    layers: Sequence[Layer], weights: Mapping[str, TensorProto], means: Mapping[str, Array], half: int
+) -> dict[str, TensorProto]:
+    """Biases that suit rounded weights, by name.
+
+    Border positions, where padding takes the place of data, keep the error that they have.
 
     Args:
-        model: of fp32, its nodes named, fusion calls in the convex form; changed in place.
+        layers: whose weights will be rounded.
+        weights: by name.
+        means: of the layers' inputs by channel, float64; a layer without one keeps its bias.
         half: what weights will be rounded to: TensorProto.FLOAT16 or BFLOAT16.
-        batches: inputs by name, on which the means are observed.
-        wide: names of nodes and fusion calls whose weights stay as they are.
     """
-    flat, owners = inlined(model)
-    constants = (tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT)
-    defaults = overridable(model)
-    weights = {tensor.name: tensor for tensor in constants if tensor.name not in defaults}
-    readers = Counter(name for node in flat.graph.node for name in reads(node))
-    readers.update(value.name for value in flat.graph.output)
-    nodes = [
-        node
-        for node in flat.graph.node
-        if _is_correctable(node, weights)
-        and readers[node.input[2]] == 1
-        and owners.get(node.output[0], (node.name,))[0] not in wide
-    ]
-    means = _observe_means(flat, model, nodes, batches)
     corrected = {
-        node.input[2]: _corrected(node, weights, half, means[node.input[0]]) for node in nodes if node.input[0] in means
+        layer.node.input[2]: _corrected(layer.node, weights, half, means[layer.node.input[0]])
+        for layer in layers
+        if layer.node.input[0] in means
     }
     # Of weights near the end of fp32 even a finite mean may make an infinite bias.
-    corrected = {name: bias for name, bias in corrected.items() if np.isfinite(bias).all()}
-    for tensor in model.graph.initializer:
-        if tensor.name in corrected:
-            tensor.CopyFrom(numpy_helper.from_array(corrected[tensor.name], tensor.name))
-    return len(corrected)
+    return {name: numpy_helper.from_array(bias, name) for name, bias in corrected.items() if np.isfinite(bias).all()}
 
 
 def _is_correctable(node: NodeProto, weights: Mapping[str, TensorProto]) -> bool:
     if node.op_type not in ("Conv", "Gemm") or node.domain not in ONNX_DOMAINS:
         return False
-    if len(node.input) < 3 or node.input[1] not in weights or node.input[2] not in weights:
+    if len(node.input) < 3 or any(not _is_float(weights.get(name)) for name in node.input[1:]):
         return False
     plain = all(_attribute(node, name, default) == default for name, default in (("alpha", 1.0), ("beta", 1.0), ("transA", 0)))
     return plain and len(weights[node.input[2]].dims) == 1
 
 
+def _is_float(weight: TensorProto | None) -> bool:
+    return weight is not None and weight.data_type == TensorProto.FLOAT
+
+
 def _attribute(node: NodeProto, name: str, default: float) -> float:
     return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
-
-
-def _observe_means(
-    flat: ModelProto, model: ModelProto, nodes: Sequence[NodeProto], batches: Sequence[Mapping[str, Array]]
-) -> dict[str, Array]:
-    """The mean of each node's input over all but its channels, axis 1, float64; only of those where it is finite."""
-    graph = flat.graph
-    types = tensor_types(flat)
-    taken = names_of(graph) | {tensor.name for tensor in model.graph.initializer}
-    statistics: dict[str, str] = {}
-    del graph.output[:]
-    for name in dict.fromkeys(node.input[0] for node in nodes):
-        kind = types.get(name)
-        if kind is None or not kind.HasField("shape") or len(kind.shape.dim) < 2:
-            continue
-        axes = [axis for axis in range(len(kind.shape.dim)) if axis != 1]
-        statistic = fresh(f"{name}_mean", taken)
-        statistics[statistic] = name
-        if opset_of(model) >= FIRST_AXES_INPUT:
-            chosen = fresh(f"{name}_axes", taken)
-            graph.initializer.append(numpy_helper.from_array(np.array(axes, np.int64), chosen))
-            graph.node.append(helper.make_node("ReduceMean", [name, chosen], [statistic], keepdims=0))
-        else:
-            graph.node.append(helper.make_node("ReduceMean", [name], [statistic], keepdims=0, axes=axes))
-        graph.output.append(helper.make_tensor_value_info(statistic, TensorProto.FLOAT, [None]))
-    if not statistics:
-        return {}
-    sums: dict[str, Array] = {}
-    rows = 0
-    with OnnxRuntimeRunner(with_weights(flat, model)) as runner:
-        for batch in batches:
-            # Scalars have no rows, and a model may have no inputs at all.
-            count = next((len(array) for array in batch.values() if np.ndim(array)), 1)
-            found = runner.infer(batch)
-            if not count:
-                continue
-            rows += count
-            for statistic, value in found.items():
-                name = statistics[statistic]
-                sums[name] = sums.get(name, np.zeros(())) + count * value.astype(np.float64)
-    return {name: total / rows for name, total in sums.items() if np.isfinite(total).all()}
 
 
 def _corrected(node: NodeProto, weights: Mapping[str, TensorProto], half: int, mean: Array) -> Array:

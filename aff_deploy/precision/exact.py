@@ -5,12 +5,11 @@ Half precision holds whole numbers up to 2048 (float16) or 256 (bfloat16), and r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from onnx import GraphProto, NodeProto, TensorProto
 
-from aff_deploy.precision.tidy import cast_target
-from aff_deploy.precision.wiring import ONNX_DOMAINS
+from aff_deploy.precision.wiring import ONNX_DOMAINS, cast_target
 
 # Operators whose result is known from whole numbers where that of all their inputs is.
 _ARITHMETIC = frozenset(
@@ -27,9 +26,8 @@ _INTEGERS = frozenset(
 )
 
 
-def counted(graph: GraphProto, elements: Mapping[str, int]) -> set[str]:
-    """Names of the nodes that compute with numbers cast from integers and with constants alone."""
-    constants = {tensor.name for tensor in graph.initializer}
+def counted(graph: GraphProto, elements: Mapping[str, int], constants: Collection[str]) -> set[str]:
+    """Names of the nodes that compute with numbers cast from integers and with `constants` alone."""
     exact: set[str] = set()
     nodes: set[str] = set()
     for node in graph.node:

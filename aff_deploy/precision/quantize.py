@@ -7,26 +7,25 @@ and so does every other reader of a quantised tensor: it reads the tensor itself
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from aff_deploy.errors import ModelError, UsageError
-from aff_deploy.onnx_data import iter_tensors, nested_graphs, tensor_bytes
-from aff_deploy.onnx_file import MAX_MODEL_BYTES, check_onnx, infer_types, opset_of, overridable
+from aff_deploy.onnx_data import nested_graphs
+from aff_deploy.onnx_file import check_onnx, infer_types, opset_of, overridable
 from aff_deploy.passes.functions import attach_functions
 from aff_deploy.precision.clipping import observe_magnitudes
 from aff_deploy.precision.feeds import channel_axis, remove_feeds, separate_readers
 from aff_deploy.precision.fp8 import LARGEST as FP8_LARGEST
 from aff_deploy.precision.fp8 import OPSET as FP8_OPSET
 from aff_deploy.precision.fp8 import to_fp8
-from aff_deploy.precision.prepare import raised
+from aff_deploy.precision.prepare import raise_opset
 from aff_deploy.precision.static import OP_TYPES, quantize_layers
 from aff_deploy.precision.weights import require_finite_weights
 from aff_deploy.precision.wide import KeptWide
-from aff_deploy.precision.wiring import name_nodes, require_unquantised, with_weights
+from aff_deploy.precision.wiring import add_weights, name_nodes, require_names, require_size, require_unquantised
 from aff_deploy.runtimes import Array
 from aff_deploy.spec import Precision
 
@@ -64,7 +63,7 @@ def quantize(
     if precision not in (Precision.INT8, Precision.FP8):
         raise UsageError(f"{precision} is not an 8-bit precision", fix="use int8 or fp8")
     _require_quantisable(model)
-    _require_known(model, keep_fp32)
+    require_names(model.graph, keep_fp32)
     source = _of_fp8_opset(model) if precision is Precision.FP8 else model
     prepared = ModelProto()
     prepared.CopyFrom(source)
@@ -97,8 +96,8 @@ def _of_fp8_opset(model: ModelProto) -> ModelProto:
     """`model`, or one of the opset that fp8 needs, its functions but the fusions' expanded."""
     if opset_of(model) >= FP8_OPSET:
         return model
-    light, _ = raised(model, FP8_OPSET, FP8_OPSET, "fp8")
-    light = with_weights(light, model)
+    light, _ = raise_opset(model, FP8_OPSET, FP8_OPSET, "fp8")
+    add_weights(light, model)
     attach_functions(light)
     return light
 
@@ -132,8 +131,7 @@ def _require_quantisable(model: ModelProto) -> None:
             f"node {nesting.name or nesting.op_type!r} holds a graph of its own ({nesting.op_type}), which cannot be quantised",
             fix="export the network without branches on values, or use --fp16",
         )
-    if sum(tensor_bytes(tensor) for tensor in iter_tensors(model)) > MAX_MODEL_BYTES:
-        raise ModelError("the model holds over 1.9 GB, more than can be quantised", fix="use --fp16")
+    require_size(model)
     require_finite_weights(model)
     opset = opset_of(model)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
@@ -144,17 +142,6 @@ def _require_quantisable(model: ModelProto) -> None:
     half = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
     if low := next((t for t in graph.initializer if t.data_type in half), None):
         raise ModelError(f"weight {low.name!r} is {half[low.data_type]}", fix="give the float32 model")
-
-
-def _require_known(model: ModelProto, keep_fp32: Sequence[str]) -> None:
-    names = [node.name for node in model.graph.node if node.name]
-    for name in keep_fp32:
-        if name not in names:
-            guess = difflib.get_close_matches(name, names, n=1)
-            raise UsageError(
-                f"the model has no node {name!r} to keep wide",
-                fix=f"did you mean {guess[0]!r}?" if guess else "list the nodes with: aff-deploy inspect FILE --json",
-            )
 
 
 def _layers(model: ModelProto, keep_fp32: frozenset[str]) -> list[NodeProto]:

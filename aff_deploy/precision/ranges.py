@@ -1,4 +1,4 @@
-"""How far the values of every tensor reach on given data, seen by ONNX Runtime's CPU provider in fp32."""
+"""What the values of tensors are on given data, seen by ONNX Runtime's CPU provider in fp32: how far they reach, and means."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from aff_deploy.errors import DataError
-from aff_deploy.precision.wiring import fresh, inlined, names_of, require_size, tensor_types, with_weights
+from aff_deploy.onnx_file import opset_of
+from aff_deploy.precision.prepare import Source, source_of
+from aff_deploy.precision.wiring import copy_without_nodes, fresh, names_of, open_skeleton, require_size
 from aff_deploy.runtimes import Array, Feeds
-from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
 # In this order at every tensor; see `_add`.
 _STATISTICS = ("ReduceMin", "ReduceMax", "ReduceSum")
+FIRST_AXES_INPUT = 18
+"""From this opset on, ReduceMean takes its axes as an input."""
 
 
 @dataclass(frozen=True)
@@ -55,37 +58,106 @@ def observe_ranges(model: ModelProto, batches: Sequence[Mapping[str, Array]]) ->
             an output infinite.
         ModelError: the model cannot be run.
     """
-    if not batches:
-        raise DataError("there is no data to observe ranges on", fix="give at least one batch")
     require_finite(batches)
     require_size(model)
-    flat, owners = inlined(model)
-    types = tensor_types(flat)
+    return dict(observe(source_of(model), batches).ranges)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What was seen on data: `ranges` as of `observe_ranges`, and `means` by channel, float64."""
+
+    ranges: Mapping[str, Range]
+    means: Mapping[str, Array]
+
+
+def observe(
+    source: Source, batches: Sequence[Mapping[str, Array]], *, ranges: bool = True, means_of: Sequence[str] = ()
+) -> Observed:
+    """Run a model on data once, and keep of its tensors what precision is decided by.
+
+    Args:
+        source: the model.
+        batches: inputs by name, of finite values.
+        ranges: whether ranges are wanted.
+        means_of: tensors of the expanded model whose mean by channel (axis 1) is wanted; of those of unknown rank,
+            and those whose mean is not finite, there is none.
+
+    Raises:
+        DataError, ModelError: as `observe_ranges`.
+    """
+    if not batches:
+        raise DataError("there is no data to observe ranges on", fix="give at least one batch")
+    expanded = source.expanded
+    flat = copy_without_nodes(expanded.model)
     graph = flat.graph
-    outputs = {value.name for value in graph.output}
-    made = [out for node in graph.node if node.op_type != "Constant" for out in node.output if out]
-    watched = [name for name in made if types[name].elem_type == TensorProto.FLOAT]
     del graph.output[:]
-    taken = {*types, *names_of(graph)}
+    taken = {*expanded.types, *names_of(expanded.model.graph)}
     statistics: dict[str, str] = {}
-    for position, name in enumerate(watched):
-        for which, op_type in enumerate(_STATISTICS):
-            statistic = fresh(f"statistic_{position}_{which}", taken)
-            statistics[statistic] = name
-            graph.node.append(helper.make_node(op_type, [name], [statistic], keepdims=0))
-            graph.output.append(helper.make_tensor_value_info(statistic, TensorProto.FLOAT, []))
+    averaged: dict[str, str] = {}
+    watched: list[str] = []
+    # Statistics stand behind what they are of, and run there: no more than a few tensors are in memory at a time.
+    for name in source.inputs.intersection(means_of):
+        averaged |= _add_mean(graph, source, name, taken)
+    for node in expanded.model.graph.node:
+        graph.node.append(node)
+        for name in filter(source.is_float, node.output if node.op_type != "Constant" else ()):
+            if ranges:
+                watched.append(name)
+                statistics |= _add_extremes(graph, name, taken)
+            if name in means_of:
+                averaged |= _add_mean(graph, source, name, taken)
+    outputs = source.outputs
     extremes = {name: [np.inf, -np.inf] for name in watched}
-    runner = OnnxRuntimeRunner(with_weights(flat, model))
-    inputs = [spec.name for spec in runner.inputs if spec.dtype == "float32"]
-    extremes |= {name: [np.inf, -np.inf] for name in inputs}
-    with runner:
+    sums: dict[str, Array] = {}
+    rows = 0
+    with open_skeleton(flat, source.weights.values(), source.defaults) as runner:
+        inputs = [spec.name for spec in runner.inputs if ranges and spec.dtype == "float32"]
+        extremes |= {name: [np.inf, -np.inf] for name in inputs}
         for batch in batches:
-            _add(extremes, batch, inputs, runner.infer(batch) if statistics else {}, statistics, outputs)
-    named = {name: f"{owners[name][0]}/{owners[name][1]}" if name in owners else name for name in extremes}
-    return {
-        named[name]: Range(float(low), float(high), owners[name][0] if name in owners else "")
-        for name, (low, high) in extremes.items()
-    }
+            found = runner.infer(batch) if graph.output else {}
+            means = {name: found.pop(statistic) for statistic, name in averaged.items()}
+            _add(extremes, batch, inputs, found, statistics, outputs)
+            # Scalars have no rows, and a model may have no inputs at all.
+            count = next((len(array) for array in batch.values() if np.ndim(array)), 1)
+            rows += count
+            if count:
+                sums = {name: sums.get(name, 0) + count * mean.astype(np.float64) for name, mean in means.items()}
+    owners = expanded.owners
+    named = {name: "/".join(owners.get(name, (name,))) for name in extremes}
+    owned = {name: owners[name][0] if name in owners else "" for name in extremes}
+    return Observed(
+        {named[name]: Range(float(low), float(high), owned[name]) for name, (low, high) in extremes.items()},
+        {name: total / rows for name, total in sums.items() if np.isfinite(total).all()},
+    )
+
+
+def _add_extremes(graph: GraphProto, name: str, taken: set[str]) -> dict[str, str]:
+    """Add outputs with the smallest, the largest and the sum of a tensor's values; its name by theirs."""
+    found: dict[str, str] = {}
+    for op_type in _STATISTICS:
+        statistic = fresh(f"{name}_{op_type}", taken)
+        found[statistic] = name
+        graph.node.append(helper.make_node(op_type, [name], [statistic], keepdims=0))
+        graph.output.append(helper.make_tensor_value_info(statistic, TensorProto.FLOAT, []))
+    return found
+
+
+def _add_mean(graph: GraphProto, source: Source, name: str, taken: set[str]) -> dict[str, str]:
+    """Add an output with the mean of a tensor by channel; its name by that of the output."""
+    kind = source.expanded.types[name]
+    if not kind.HasField("shape") or len(kind.shape.dim) < 2:
+        return {}
+    axes = [axis for axis in range(len(kind.shape.dim)) if axis != 1]
+    statistic = fresh(f"{name}_mean", taken)
+    if opset_of(source.light) >= FIRST_AXES_INPUT:
+        chosen = fresh(f"{name}_axes", taken)
+        graph.initializer.append(numpy_helper.from_array(np.array(axes, np.int64), chosen))
+        graph.node.append(helper.make_node("ReduceMean", [name, chosen], [statistic], keepdims=0))
+    else:
+        graph.node.append(helper.make_node("ReduceMean", [name], [statistic], keepdims=0, axes=axes))
+    graph.output.append(helper.make_tensor_value_info(statistic, TensorProto.FLOAT, [None]))
+    return {statistic: name}
 
 
 def require_finite(batches: Sequence[Mapping[str, Array]]) -> None:

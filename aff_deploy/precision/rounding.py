@@ -11,17 +11,19 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from aff_deploy.onnx_file import overridable, skeleton
 from aff_deploy.precision.prepare import HALF_NAMES
 from aff_deploy.precision.wiring import (
+    add_weights,
+    copy_without_nodes,
+    expand,
     fresh,
-    inlined,
     names_of,
+    open_skeleton,
     rename_reads,
-    replace_nodes,
     require_size,
-    tensor_types,
-    with_weights,
 )
+from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
 # Their results are among the numbers that went in, which were rounded before.
 _EXACT = frozenset(
@@ -45,22 +47,34 @@ def rounding_model(model: ModelProto) -> ModelProto:
         A model without local functions, which ONNX Runtime's CPU provider runs.
 
     Raises:
-        ModelError: the type of some tensor cannot be told, or the model is too large.
+        ModelError: types contradict each other, that of some tensor cannot be told, or the model is too large.
     """
+    wide = _rounding_skeleton(model)
+    add_weights(wide, model)
+    return wide
+
+
+def open_rounding(model: ModelProto) -> OnnxRuntimeRunner:
+    """A runner of what `rounding_model` makes, its weights never copied.
+
+    Raises:
+        MissingDependency: onnxruntime is not installed.
+        ModelError: as `rounding_model`, or it cannot be run.
+    """
+    return open_skeleton(_rounding_skeleton(model), model.graph.initializer, overridable(model))
+
+
+def _rounding_skeleton(model: ModelProto) -> ModelProto:
     require_size(model)
-    flat, _ = inlined(model)
-    halves = {name: kind.elem_type for name, kind in tensor_types(flat).items() if kind.elem_type in HALF_NAMES}
-    wide = with_weights(flat, model)
-    graph = wide.graph
-    inputs = {value.name for value in graph.input}
-    for tensor in graph.initializer:
-        if tensor.data_type in HALF_NAMES and tensor.name not in inputs:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
-    ends = inputs | {value.name for value in graph.output}
+    expanded = expand(skeleton(model), strict=True)
+    halves = {name: kind.elem_type for name, kind in expanded.types.items() if kind.elem_type in HALF_NAMES}
+    graph = expanded.model.graph
+    given = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    ends = given | {value.name for value in graph.output}
     taken = {*halves, *names_of(graph)}
-    # An end keeps its name and its type; inside, its values go by another name.
+    # An end keeps its name and its type, as weights do; inside, its values go by another name.
     inner = {name: fresh(f"{name}_inside", taken) for name in halves if name in ends}
-    nodes = [_cast(name, inner[name], TensorProto.FLOAT) for name in inner]
+    nodes = [_cast(name, inner[name], TensorProto.FLOAT) for name in inner if name in given]
     for node in graph.node:
         rename_reads(node, inner)
         _widen_attributes(node)
@@ -70,10 +84,10 @@ def rounding_model(model: ModelProto) -> ModelProto:
                 node.output[i] = fresh(f"{name}_exact", taken)
                 rounded = name if name in ends else fresh(f"{name}_rounded", taken)
                 nodes.append(_cast(node.output[i], rounded, halves[name]))
-                if name not in ends:
-                    nodes.append(_cast(rounded, name, TensorProto.FLOAT))
-    del graph.value_info[:]
-    replace_nodes(graph, nodes)
+                nodes.append(_cast(rounded, inner.get(name, name), TensorProto.FLOAT))
+    wide = copy_without_nodes(expanded.model)
+    del wide.graph.value_info[:]
+    wide.graph.node.extend(nodes)
     return wide
 
 

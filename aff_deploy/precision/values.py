@@ -21,27 +21,28 @@ def rounded(tensor: TensorProto, half: int) -> TensorProto:
     What is not zero stays so, for it may guard a division; and what is finite stays so, for a mask of the lowest
     fp32 number is not one of minus infinity, of which a softmax makes NaN.
     """
-    values = numpy_helper.to_array(tensor)
-    data = _ROUNDING[half](values)
-    return TensorProto(name=tensor.name, dims=tensor.dims, data_type=half, raw_data=np.ascontiguousarray(data).tobytes())
+    values = np.ascontiguousarray(numpy_helper.to_array(tensor))
+    bits, infinity = _NEAREST[half](values)
+    size = bits & np.uint16(0x7FFF)
+    # The largest finite number is one bit pattern below infinity, the smallest that is not zero one above zero.
+    bits -= (np.isfinite(values) & (size == infinity)).astype(np.uint16)
+    bits += ((values != 0) & (size == 0)).astype(np.uint16)
+    data = bits.astype("<u2", copy=False).tobytes()
+    return TensorProto(name=tensor.name, dims=tensor.dims, data_type=half, raw_data=data)
 
 
-def _float16_bits(values: Array) -> Array:
+def _float16_bits(values: Array) -> tuple[Array, int]:
+    """The bits of the nearest float16, and those of its infinity."""
     with np.errstate(over="ignore", under="ignore"):
-        narrow = values.astype("<f2")
-    lost = (narrow == 0) & (values != 0)
-    narrow = np.where(np.isfinite(values), np.clip(narrow, np.float16(-FP16_MAX), np.float16(FP16_MAX)), narrow)
-    return np.asarray(np.where(lost, np.copysign(np.float16(FP16_TINY), values.astype(np.float32)).astype("<f2"), narrow))
+        return values.astype(np.float16).view(np.uint16), 0x7C00
 
 
-def _bfloat16_bits(values: Array) -> Array:
-    nearest = bfloat16_bits(values)
-    # Carried into infinity: the largest finite number is one bit pattern below it.
-    carried = np.isfinite(values) & (nearest & np.uint16(0x7FFF) == np.uint16(0x7F80))
-    return np.asarray((nearest - carried.astype(np.uint16)).astype("<u2"))
+def _bfloat16_bits(values: Array) -> tuple[Array, int]:
+    """The bits of the nearest bfloat16, and those of its infinity."""
+    return bfloat16_bits(values), 0x7F80
 
 
-_ROUNDING: Mapping[int, Callable[[Array], Array]] = {
+_NEAREST: Mapping[int, Callable[[Array], tuple[Array, int]]] = {
     TensorProto.FLOAT16: _float16_bits,
     TensorProto.BFLOAT16: _bfloat16_bits,
 }

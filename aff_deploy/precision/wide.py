@@ -6,19 +6,17 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, defs
+from onnx import NodeProto, TensorProto, defs
 
-from aff_deploy.errors import UsageError
 from aff_deploy.onnx_data import nested_graphs
 from aff_deploy.onnx_file import opset_of
 from aff_deploy.ops import is_fusion
 from aff_deploy.precision.exact import counted, counting
-from aff_deploy.precision.prepare import HALF_NAMES
+from aff_deploy.precision.prepare import HALF_NAMES, Source
 from aff_deploy.precision.ranges import Range
 from aff_deploy.precision.values import FP16_MAX, FP16_TINY
 from aff_deploy.precision.weights import misfits
-from aff_deploy.precision.wiring import ONNX_DOMAINS, reads
-from aff_deploy.recipe import nearest
+from aff_deploy.precision.wiring import ONNX_DOMAINS, reads, require_names
 
 NEAR = FP16_MAX / 4
 """From here on a tensor is near fp16's limit: other data than the observed may well reach four times as far."""
@@ -31,8 +29,8 @@ SUMS = frozenset(
 )
 """Operators that add up as many numbers as a tensor has. Their input's range says nothing of the sum's."""
 
-# Inputs that are fp32 whatever the others are.
-_ALWAYS_WIDE = {"Resize": (2,)}
+# Inputs that are fp32 whatever the others are: their type is one of its own.
+_ALWAYS_WIDE = {"Resize": (1, 2)}
 
 
 @dataclass(frozen=True)
@@ -43,13 +41,18 @@ class KeptWide:
     reason: str
 
 
+def reads_wide(node: NodeProto, position: int) -> bool:
+    """Whether a node of half precision reads this input in fp32."""
+    return node.domain in ONNX_DOMAINS and position in _ALWAYS_WIDE.get(node.op_type, ())
+
+
 def kept_wide(
-    model: ModelProto, half: int, *, ranges: Mapping[str, Range] | None, observed: str, asked: Sequence[str] = ()
+    source: Source, half: int, *, ranges: Mapping[str, Range] | None, observed: str, asked: Sequence[str] = ()
 ) -> tuple[KeptWide, ...]:
-    """The nodes of a prepared model that stay in fp32, in the order of the graph.
+    """The nodes of a model that stay in fp32, in the order of the graph.
 
     Args:
-        model: as `prepared` makes it.
+        source: as `prepare` makes it.
         half: TensorProto.FLOAT16 or BFLOAT16.
         ranges: of its tensors; None where they do not matter (bfloat16 reaches as far as fp32).
         observed: on what data, in words.
@@ -58,22 +61,21 @@ def kept_wide(
     Raises:
         UsageError: no node has an asked name.
     """
-    graph = model.graph
-    _require_names(graph, asked)
-    elements = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)}
-    elements |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-    whole = counted(graph, elements)
+    graph = source.light.graph
+    require_names(graph, asked)
+    elements = source.elements
+    whole = counted(graph, elements, source.weights)
     indices, _ = counting(graph, elements)
     sparse = {tensor.values.name for tensor in graph.sparse_initializer}
-    strained = _strained(graph, ranges, observed) if ranges is not None else {}
+    strained = _strained(source, ranges, observed) if ranges is not None else {}
     found = []
     for node in graph.node:
-        if not any(elements.get(name) == TensorProto.FLOAT for name in (*reads(node), *node.output)):
+        if not any(map(source.is_float, (*reads(node), *node.output))):
             continue
         reasons = (
             "asked for" if node.name in asked else "",
             strained.get(node.name, ""),
-            _untakeable(node, half, opset_of(model), elements, sparse),
+            _untakeable(node, half, opset_of(source.light), elements, sparse),
             f"{node.op_type} adds up many numbers" if node.op_type in SUMS and node.domain in ONNX_DOMAINS else "",
             "computes sizes or positions, of which half precision holds few exactly" if node.name in whole else "",
             "integers are computed from it, which half precision would change" if node.name in indices else "",
@@ -81,17 +83,6 @@ def kept_wide(
         if reason := next(filter(None, reasons), ""):
             found.append(KeptWide(node.name, reason))
     return tuple(found)
-
-
-def _require_names(graph: GraphProto, asked: Sequence[str]) -> None:
-    names = [node.name for node in graph.node]
-    for name in asked:
-        if name not in names:
-            near = nearest(name, names)
-            raise UsageError(
-                f"no node of the model is called {name!r}",
-                fix=f"did you mean {near!r}?" if near else "list the nodes with: aff-deploy inspect FILE --json",
-            )
 
 
 def _untakeable(node: NodeProto, half: int, opset: int, elements: Mapping[str, int], sparse: Set[str]) -> str:
@@ -102,6 +93,8 @@ def _untakeable(node: NodeProto, half: int, opset: int, elements: Mapping[str, i
         return f"{node.op_type} holds a graph of its own, which is left as it is"
     if sparse & set(node.input):
         return "reads a sparse weight"
+    if node.op_type == "Constant":
+        return "holds a sparse weight"
     try:
         schema = defs.get_schema(node.op_type, opset, "") if node.domain in ONNX_DOMAINS else None
     except defs.SchemaError:
@@ -113,7 +106,7 @@ def _untakeable(node: NodeProto, half: int, opset: int, elements: Mapping[str, i
         for position, name in enumerate(names):
             if elements.get(name) != TensorProto.FLOAT or not formal:
                 continue
-            if names is node.input and position in _ALWAYS_WIDE.get(node.op_type, ()):
+            if names is node.input and reads_wide(node, position):
                 continue
             kind = formal[min(position, len(formal) - 1)].type_str
             if f"tensor({HALF_NAMES[half]})" not in allowed.get(kind, {kind}):
@@ -121,7 +114,7 @@ def _untakeable(node: NodeProto, half: int, opset: int, elements: Mapping[str, i
     return ""
 
 
-def _strained(graph: GraphProto, ranges: Mapping[str, Range], observed: str) -> dict[str, str]:
+def _strained(source: Source, ranges: Mapping[str, Range], observed: str) -> dict[str, str]:
     """Nodes that make or read a tensor at fp16's limit, or read a weight that fp16 does not hold; why, by name."""
     words = {name: _in_words(name, seen, observed) for name, seen in ranges.items() if seen.reach > NEAR}
     inside: dict[str, str] = {}
@@ -129,13 +122,13 @@ def _strained(graph: GraphProto, ranges: Mapping[str, Range], observed: str) -> 
         if ranges[name].owner:
             inside.setdefault(ranges[name].owner, text)
     found: dict[str, str] = {}
-    for node in graph.node:
+    for node in source.light.graph.node:
         for name in (*node.output, *reads(node)):
             if name in words:
                 found.setdefault(node.name, words[name])
         if node.name in inside:
             found.setdefault(node.name, inside[node.name])
-    for node, text in misfits(graph):
+    for node, text in misfits(source.light.graph, source.weights):
         found.setdefault(node.name, text)
     return found
 

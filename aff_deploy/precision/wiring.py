@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 from onnx.inliner import inline_local_functions
 
-from aff_deploy.errors import ModelError
+from aff_deploy.errors import ModelError, UsageError
 from aff_deploy.onnx_data import first_line, iter_graphs, iter_tensors, nested_graphs, tensor_bytes
-from aff_deploy.onnx_file import MAX_MODEL_BYTES, infer_types, overridable, skeleton, sorted_nodes
+from aff_deploy.onnx_file import MAX_MODEL_BYTES, copy_without, infer_types, overridable
 from aff_deploy.ops import is_fusion
-from aff_deploy.runtimes.onnxruntime import import_onnxruntime
+from aff_deploy.recipe import nearest
+from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, import_onnxruntime
 
 ONNX_DOMAINS = ("", "ai.onnx")
 _MARK = "inside call "
@@ -26,6 +28,11 @@ def reads(node: NodeProto) -> Iterator[str]:
         yield from (value.name for value in graph.output)
 
 
+def cast_target(node: NodeProto) -> int:
+    """The element type that a Cast casts to; 0 of any other node."""
+    return next((a.i for a in node.attribute if a.name == "to"), 0) if node.op_type == "Cast" and not node.domain else 0
+
+
 def rename_reads(node: NodeProto, names: Mapping[str, str]) -> None:
     """Let a node, and its nested graphs, read other tensors."""
     for i, name in enumerate(node.input):
@@ -38,14 +45,11 @@ def rename_reads(node: NodeProto, names: Mapping[str, str]) -> None:
             value.name = names.get(value.name, value.name)
 
 
-def replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
-    """Make these the nodes of a graph, in an order in which each comes after what it reads."""
-    kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(kept)
-    ordered = [NodeProto.FromString(node.SerializeToString()) for node in sorted_nodes(graph)]
-    del graph.node[:]
-    graph.node.extend(ordered)
+def copy_without_nodes(model: ModelProto) -> ModelProto:
+    """A copy of a model that lacks the nodes of its main graph."""
+    copy = copy_without(model, "graph")
+    copy.graph.CopyFrom(copy_without(model.graph, "node"))
+    return copy
 
 
 def names_of(graph: GraphProto) -> set[str]:
@@ -76,30 +80,51 @@ def name_nodes(graph: GraphProto) -> None:
         seen.add(node.name)
 
 
-def tensor_types(model: ModelProto) -> dict[str, TypeProto.Tensor]:
-    """The type of every tensor of the main graph, its shape where known.
+def require_names(graph: GraphProto, asked: Iterable[str]) -> None:
+    """Refuse names that no node has.
+
+    Raises:
+        UsageError: naming the first, and the nearest that there is.
+    """
+    names = [node.name for node in graph.node]
+    for name in asked:
+        if name not in names:
+            near = nearest(name, names)
+            raise UsageError(
+                f"no node of the model is called {name!r}",
+                fix=f"did you mean {near!r}?" if near else "list the nodes with: aff-deploy inspect FILE --json",
+            )
+
+
+def tensor_types(light: ModelProto, *, strict: bool = False) -> dict[str, TypeProto.Tensor]:
+    """The type of every tensor of the main graph of a skeleton, its shape where known.
 
     ONNX Runtime is asked for the element types that inference cannot tell.
 
     Raises:
-        ModelError: it cannot tell either, or a value is no tensor.
+        ModelError: it cannot tell either, or a value is no tensor; with `strict`, where types contradict each other.
     """
-    types = {name: kind for name, kind in infer_types(model).items() if kind.elem_type}
-    if unknown := [out for node in model.graph.node for out in node.output if out and out not in types]:
-        types.update(_asked(model, unknown))
+    copy = ModelProto()
+    copy.CopyFrom(light)
+    # Names with a zero are of tensors that inference itself put in.
+    inferred = infer_types(copy, strict=strict, is_light=True).items()
+    types = {name: kind for name, kind in inferred if kind.elem_type and "\0" not in name}
+    if unknown := [out for node in light.graph.node for out in node.output if out and out not in types]:
+        types.update(_asked(light, unknown))
     return types
 
 
-def _asked(model: ModelProto, unknown: list[str]) -> dict[str, TypeProto.Tensor]:
-    light = skeleton(model)
-    del light.graph.output[:]
-    light.graph.output.extend(ValueInfoProto(name=name) for name in unknown)
+def _asked(light: ModelProto, unknown: list[str]) -> dict[str, TypeProto.Tensor]:
+    asking = ModelProto()
+    asking.CopyFrom(light)
+    del asking.graph.output[:]
+    asking.graph.output.extend(ValueInfoProto(name=name) for name in unknown)
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(light.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(asking.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class
         raise ModelError(
             f"the type of tensor {unknown[0]!r} cannot be told: {first_line(error)}", fix="note it in the model's value_info"
@@ -117,68 +142,99 @@ def _asked(model: ModelProto, unknown: list[str]) -> dict[str, TypeProto.Tensor]
 _ELEMENTS = {"float": "FLOAT", "double": "DOUBLE"}
 
 
-def inlined(model: ModelProto) -> tuple[ModelProto, dict[str, tuple[str, str]]]:
-    """A skeleton of `model` with every local function expanded, and where its tensors come from.
+@dataclass(frozen=True)
+class Expanded:
+    """A skeleton in which every local function is expanded.
 
-    Returns:
-        The skeleton, and for each tensor made inside a fusion call the call node's name and the name that
-        the function's body has for it; outputs of calls are tensors of the main graph. Calls need names.
+    Attributes:
+        model: the skeleton.
+        owners: for each tensor made inside a fusion call the call node's name, and the name that the function's
+            body has for it; outputs of calls are tensors of the main graph.
+        types: the type of every tensor.
     """
-    light = skeleton(model)
-    functions = {(f.domain, f.name, f.overload): f for f in light.functions}
+
+    model: ModelProto
+    owners: Mapping[str, tuple[str, str]]
+    types: Mapping[str, TypeProto.Tensor]
+
+
+def expand(light: ModelProto, *, strict: bool = False) -> Expanded:
+    """Expand the local functions of a skeleton, which is left as it is; fusion calls need names.
+
+    Raises:
+        ModelError: as `tensor_types`.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(light)
+    functions = {(f.domain, f.name, f.overload): f for f in copy.functions}
     calls: dict[str, str] = {}
-    for number, node in enumerate(light.graph.node):
+    for number, node in enumerate(copy.graph.node):
         function = functions.get((node.domain, node.op_type, node.overload))
         if function is None or not is_fusion(node.domain, node.op_type):
             continue
         # A function of its own for each call, its nodes marked: expanded, they still say where they are from.
         mark = f"{_MARK}{number}:"
         calls[mark] = node.name
-        own = light.functions.add()
+        own = copy.functions.add()
         own.CopyFrom(function)
         own.name = node.op_type = f"{node.op_type}_{number}"
         for inner in own.node:
             inner.name = f"{mark}{'|'.join(inner.output)}|"
-    flat = inline_local_functions(light)
+    flat = inline_local_functions(copy)
     owners: dict[str, tuple[str, str]] = {}
-    main = {out for node in model.graph.node for out in node.output}
+    main = {out for node in light.graph.node for out in node.output}
     for node in flat.graph.node:
         mark, colon, names = node.name.partition(":")
         if mark + colon in calls:
             node.name = ""
             pairs = zip(node.output, names.split("|"), strict=False)
             owners |= {out: (calls[mark + colon], name) for out, name in pairs if out not in main}
-    return flat, owners
+    return Expanded(flat, owners, tensor_types(flat, strict=strict))
 
 
-def with_weights(light: ModelProto, model: ModelProto, renamed: Mapping[str, str] | None = None) -> ModelProto:
-    """Put the initializers of `model` back into a skeleton of it, which is changed in place.
-
-    What the skeleton lost besides (who made it, its metadata) comes back too.
+def add_weights(light: ModelProto, model: ModelProto, weights: Iterable[TensorProto] | None = None) -> None:
+    """Give a skeleton of `model` initializers, and what else it lost: who made the model, and its metadata.
 
     Args:
-        light: the skeleton.
+        light: changed in place.
         model: what it was made of.
-        renamed: new names that initializers have in the skeleton, by their names in `model`.
+        weights: in place of those of `model`.
     """
     graph = light.graph
-    renamed = renamed or {}
     there = {tensor.name for tensor in graph.initializer}
-    absent = [tensor for tensor in model.graph.initializer if renamed.get(tensor.name, tensor.name) not in there]
-    names = {renamed.get(tensor.name, tensor.name) for tensor in absent} - overridable(model)
+    wanted = model.graph.initializer if weights is None else weights
+    graph.initializer.extend(tensor for tensor in wanted if tensor.name not in there)
+    names = {tensor.name for tensor in graph.initializer} - overridable(model)
     inputs = [value for value in graph.input if value.name not in names]
     del graph.input[:]
     graph.input.extend(inputs)
-    for tensor in absent:
-        graph.initializer.append(tensor)
-        graph.initializer[-1].name = renamed.get(tensor.name, tensor.name)
     for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
         setattr(light, field, getattr(model, field))
     graph.doc_string = model.graph.doc_string
     for kept, source in ((light.metadata_props, model.metadata_props), (graph.metadata_props, model.graph.metadata_props)):
         del kept[:]
         kept.extend(source)
-    return light
+
+
+def open_skeleton(light: ModelProto, weights: Iterable[TensorProto], defaults: Collection[str] = ()) -> OnnxRuntimeRunner:
+    """A runner of a skeleton, which needs little memory: not even the weights are copied.
+
+    Args:
+        light: changed in place: what weights are for is no input any more.
+        weights: what it lacks, and perhaps what it has.
+        defaults: names of weights that a caller may override.
+
+    Raises:
+        MissingDependency: onnxruntime is not installed.
+        ModelError: it cannot load the model.
+    """
+    there = {tensor.name for tensor in light.graph.initializer}
+    absent = [tensor for tensor in weights if tensor.name not in there]
+    constants = {tensor.name for tensor in absent}.difference(defaults)
+    inputs = [value for value in light.graph.input if value.name not in constants]
+    del light.graph.input[:]
+    light.graph.input.extend(inputs)
+    return OnnxRuntimeRunner(light, weights=absent, frugal=True)
 
 
 QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")

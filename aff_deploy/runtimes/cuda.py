@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,22 @@ if TYPE_CHECKING:
     import torch
 
 
+def _has_driver() -> bool:
+    """Whether an NVIDIA driver is here: asked first, because PyTorch takes seconds to load."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _no_gpu(reason: str) -> MissingDependency:
+    return MissingDependency(
+        f"an engine runs on an NVIDIA GPU, and none is usable here{f' ({reason})' if reason else ''}",
+        fix="run it on a machine with an NVIDIA GPU, its driver and a PyTorch built for CUDA",
+    )
+
+
 class Cuda:
     """One GPU and a stream of its own: all that is asked of CUDA here, through PyTorch.
 
@@ -25,6 +43,8 @@ class Cuda:
     """
 
     def __init__(self, index: int) -> None:
+        if not _has_driver():
+            raise _no_gpu("no NVIDIA driver is installed")
         try:
             import torch
         except ImportError:
@@ -36,10 +56,7 @@ class Cuda:
             reason = " ".join(str(said[-1].message).split()) if said else ""
             if torch.version.cuda is None:
                 reason = "this PyTorch is built without CUDA"
-            raise MissingDependency(
-                f"an engine runs on an NVIDIA GPU, and none is usable here{f' ({reason})' if reason else ''}",
-                fix="run it on a machine with an NVIDIA GPU, its driver and a PyTorch built for CUDA",
-            )
+            raise _no_gpu(reason)
         if not 0 <= index < torch.cuda.device_count():
             raise MissingDependency(
                 f"there is no GPU {index} here", fix=f"GPUs are numbered from 0 to {torch.cuda.device_count() - 1}"

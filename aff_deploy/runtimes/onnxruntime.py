@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib
 import mmap
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aff_deploy.artifact import check_input, confine_libraries, open_input
+from aff_deploy.artifact import check_input, confine_libraries, open_input, scratch_folder
 from aff_deploy.errors import MissingDependency, ModelError
 from aff_deploy.runtimes import Array, Feeds, check_feeds, shape_text
+from aff_deploy.runtimes.memory import map_weights, release_memory
 from aff_deploy.spec import MAX_RANK, TensorSpec
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ TYPES = {
     "tensor(bool)": "bool",
 }
 ONNX_BFLOAT16 = 16
+_RESTING = object()
 LOOP = b'"\x04Loop'
 """How a node of that type is written: the number of the field and its kind, the length of the text, the text."""
 MAX_LOOP_SECONDS = 30
@@ -103,16 +105,29 @@ class OnnxRuntimeRunner:
     """Runs an ONNX model.
 
     Args:
-        model: a file (external data is found beside it), or a model in memory below 2 GB.
+        model: a file (external data is found beside it), or a model in memory, whose large weights go through
+            a file in the system's temporary folder: of a message ONNX Runtime makes three copies, of a mapped file none.
+        weights: initializers that a model in memory lacks.
+        frugal: little memory rather than speed: nodes run in the order of the graph, what they make is given back
+            once it is read, and weights are not copied into other layouts.
         providers: execution providers in order of preference.
         threads: threads within an operator; ONNX Runtime's choice by default.
 
     Raises:
         MissingDependency: onnxruntime, or a provider, is not here.
         ModelError: the model cannot be loaded, with ONNX Runtime's reason.
+        OutputError: the temporary folder has no room for the weights.
     """
 
-    def __init__(self, model: Path | onnx.ModelProto, *, providers: Sequence[str] = CPU, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Path | onnx.ModelProto,
+        *,
+        weights: Iterable[onnx.TensorProto] = (),
+        frugal: bool = False,
+        providers: Sequence[str] = CPU,
+        threads: int | None = None,
+    ) -> None:
         ort = import_onnxruntime()
         if absent := [p for p in providers if p not in ort.get_available_providers()]:
             raise MissingDependency(f"ONNX Runtime here has no {', '.join(absent)}", extra="gpu")
@@ -122,24 +137,26 @@ class OnnxRuntimeRunner:
         # Threads that spin while they wait gain little here, and on a busy machine cost many times the work itself.
         for pool in ("intra_op", "inter_op"):
             options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
+        if frugal:
+            options.enable_cpu_mem_arena = False
+            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         if threads is not None:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
-        label = str(model) if isinstance(model, Path) else "the model"
+        self._path = model if isinstance(model, Path) else None
+        self._label = "the model" if self._path is None else str(model)
+        self._options, self._providers = options, list(providers)
         if isinstance(model, Path):
             check_input(model, error=ModelError, fix="give the path of an ONNX file")
-        try:
-            source = str(model) if isinstance(model, Path) else model.SerializeToString()
-        except Exception:
-            raise ModelError("the model in memory is over 2 GB", fix="save it with external data and give its path") from None
-        try:
-            session = ort.InferenceSession(source, options, providers=list(providers), disabled_optimizers=WRONG_OPTIMIZERS)
-        except Exception as error:  # its exceptions share no base class
-            raise ModelError(
-                f"ONNX Runtime cannot load {label}: {_reason(error)}", fix="check or export the model again"
-            ) from None
+            source: str | bytes = str(model)
+            session = self._load(source)
+        else:
+            with scratch_folder() as folder:
+                options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+                source = map_weights(model, weights, folder)
+                session = self._load(source)
         self.name = "ONNX Runtime"
-        self._label = label
         self._loops = has_loop(source)
         self._session: Any = session
         self._inputs = tuple(_spec(value) for value in session.get_inputs())
@@ -147,6 +164,23 @@ class OnnxRuntimeRunner:
         if odd := [v for v in session.get_outputs() if v.type not in TYPES]:
             raise ModelError(f"output {odd[0].name!r} is a {odd[0].type}", fix=f"supported are {', '.join(TYPES)}")
         self._outputs = tuple(value.name for value in session.get_outputs())
+
+    def _load(self, source: str | bytes) -> Any:
+        create = import_onnxruntime().InferenceSession
+        try:
+            session = create(source, self._options, providers=self._providers, disabled_optimizers=WRONG_OPTIMIZERS)
+        except Exception as error:  # its exceptions share no base class
+            raise ModelError(
+                f"ONNX Runtime cannot load {self._label}: {_reason(error)}", fix="check or export the model again"
+            ) from None
+        release_memory()
+        return session
+
+    def rest(self) -> None:
+        """Give memory back until the next inference, which loads the model again; of a model in memory, do nothing."""
+        if self._path is not None and self._session is not None:
+            self._session = _RESTING
+            release_memory()
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -165,6 +199,8 @@ class OnnxRuntimeRunner:
         """
         if self._session is None:
             raise RuntimeError("this runner is closed")
+        if self._session is _RESTING:
+            self._session = self._load(str(self._path))
         check_feeds(self._inputs, feeds)
         try:
             values = self._run_in_time(feeds) if self._loops else self._run(feeds)
@@ -222,6 +258,7 @@ class OnnxRuntimeRunner:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
         self._session = None
+        release_memory()
 
 
 def _to_float32(value: Any) -> Array:

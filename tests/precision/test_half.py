@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto
 
@@ -11,8 +15,8 @@ from aff_deploy.errors import DataError, ModelError, UsageError
 from aff_deploy.onnx_file import infer_types
 from aff_deploy.passes import optimize
 from aff_deploy.passes.functions import attributes
-from aff_deploy.precision import evaluator, to_precision
-from aff_deploy.precision.half import rounded
+from aff_deploy.precision import evaluator, prepare, to_precision, wiring
+from aff_deploy.precision.values import rounded
 from aff_deploy.spec import Precision
 from tests.passes.graphs import aff, feeds_of, model_of, run_ort
 from tests.precision.typed import answers, assert_computes, computed, digits, elements, op_counts, typed, wide
@@ -201,7 +205,92 @@ def test_fp16_needs_data_and_bf16_none() -> None:
     assert typed(hot(10), precision="bf16").kept_wide == ()
 
 
-# ---- the converter's traps
+# ---- casts and names
+
+
+def test_a_retyping_looks_at_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: Counter[str] = Counter()
+
+    def count(module: Any, name: str) -> None:
+        function = getattr(module, name)
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            counts[name] += 1
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(module, name, counted)
+
+    for module, name in ((prepare, "skeleton"), (wiring, "inline_local_functions"), (wiring, "infer_types")):
+        count(module, name)
+    count(onnxruntime, "InferenceSession")
+    model = optimize(aff()).model
+    to_precision(model, Precision.FP16, batches=[feeds_of(model)], observed="it", io="fp16")
+    assert counts == {"skeleton": 1, "inline_local_functions": 1, "infer_types": 1, "InferenceSession": 1}
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_one_cast_a_tensor_however_many_read_it(precision: str) -> None:
+    model = model_of(
+        "g (float[N, 4] x) => (float[N, 4] y, int64[2] s) { h = Tanh(x)\na = Exp(h)\nb = Abs(h)\nc = Add(a, b)\n"
+        "s = Shape(a)\nd = Neg(c)\ne = Sqrt(c)\ny = Add(d, e) }"
+    )
+    feeds = feeds_of(model)
+    result = typed(model, feeds, precision=precision, keep_fp32=["Exp_a", "Abs_b", "Add_c"])
+    casts = [node for node in result.model.graph.node if node.op_type == "Cast"]
+    assert [(node.input[0], node.output[0]) for node in casts] == [
+        ("x", f"x_{precision}"),
+        ("h", "h_fp32"),
+        ("c_fp32", "c"),
+        (f"y_{precision}", "y"),
+    ]
+    assert_computes(model, feeds, precision, keep_fp32=["Exp_a", "Abs_b", "Add_c"])
+
+
+def test_who_reads_a_shape_needs_no_cast() -> None:
+    model = model_of("g (float[N, 4] x) => (float[N, 4] y, int64[2] s) { s = Shape(x)\ny = Tanh(x) }")
+    result = typed(model, {"x": np.ones((2, 4), np.float32)}, keep_fp32=["Tanh_y"])
+    assert op_counts(result.model) == {"Shape": 1, "Tanh": 1}
+
+
+def test_casts_of_the_model_take_what_there_is() -> None:
+    model = model_of(
+        "g (float[N, 4] x) => (double[N, 4] d, double[N, 4] e) { d = Cast<to: int = 11>(x)\na = Tanh(x)\n"
+        "b = Cast<to: int = 11>(a)\ne = Exp(b) }"
+    )
+    feeds = {"x": np.array([[2049.0, 0.1, -3.0, 1e-3]], np.float32)}
+    result = typed(model, feeds)
+    assert op_counts(result.model)["Cast"] == 3
+    np.testing.assert_array_equal(computed(result, feeds)["d"], feeds["x"].astype(np.float64))
+
+
+def test_bfloat16_between_float16_ends() -> None:
+    model = model_of("g (float[N, 4] x) => (float[N, 4] y) { a = Tanh(x)\ny = Exp(a) }")
+    result = typed(model, {"x": np.ones((1, 4), np.float32)}, precision="bf16", io="fp16")
+    assert op_counts(result.model) == {"Cast": 3, "Tanh": 1, "Exp": 1}
+
+
+@pytest.mark.parametrize("io", ["fp32", "fp16"])
+def test_an_input_that_is_an_output(io: Any) -> None:
+    model = model_of("g (float[N, 4] x) => (float[N, 4] x, float[N, 4] y) { y = Tanh(x) }")
+    values = np.array([[0.1, 1.0, -2.0, 3.0]], np.float16 if io == "fp16" else np.float32)
+    result = typed(model, {"x": values.astype(np.float32)}, io=io)
+    found = computed(result, {"x": values})
+    assert found["x"].dtype == values.dtype
+    np.testing.assert_array_equal(found["x"], values)
+
+
+def test_an_initializer_that_is_an_output_is_given_as_it_was() -> None:
+    model = model_of("g (float[N, 2] x) => (float[N, 2] y, float[2] w) { y = Mul(x, w) }")
+    values = np.array([0.1, 1e-3], np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(values, "w"))
+    feeds = {"x": np.ones((1, 2), np.float32)}
+    result = typed(model, feeds)
+    stored = {tensor.name: tensor.data_type for tensor in result.model.graph.initializer}
+    assert stored == {"w": TensorProto.FLOAT, "w_fp16": TensorProto.FLOAT16}
+    np.testing.assert_array_equal(computed(result, feeds)["w"], values)
+
+
+# ---- traps
 
 
 def test_a_weight_that_wide_and_narrow_nodes_share_is_kept_twice() -> None:
@@ -217,6 +306,16 @@ def test_a_weight_that_wide_and_narrow_nodes_share_is_kept_twice() -> None:
         "w_fp32": TensorProto.FLOAT,
     }
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(stored["w_fp32"]), np.array([0.1, 1e-3], np.float32))
+
+
+@pytest.mark.parametrize("io", ["fp32", "fp16"])
+def test_a_large_weight_of_a_wide_node_is_kept_once(io: Any) -> None:
+    model = model_of(
+        "g (float[N, 20] x) => (float[N, 20] y) <float[20, 20] w, float[20, 20] v> { a = MatMul(x, w)\ny = MatMul(a, v) }"
+    )
+    result = typed(model, feeds_of(model), keep_fp32=["MatMul_y"], io=io)
+    stored = {tensor.name: tensor.data_type for tensor in result.model.graph.initializer}
+    assert stored == {"w": TensorProto.FLOAT16, "v": TensorProto.FLOAT}
 
 
 @pytest.mark.parametrize("precision", HALVES)
@@ -256,6 +355,31 @@ def test_scales_of_a_resizing_stay_fp32(stored: bool, precision: str) -> None:
     )
     kept = assert_computes(model, feeds_of(model), precision)
     assert kept == {}
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_the_region_of_a_resizing_stays_fp32(precision: str) -> None:
+    model = model_of(
+        "g (float[1, 2, 4, 4] x) => (float[1, 2, 3, 3] y) <float[8] roi, int64[4] sizes> { a = Tanh(x)\n"
+        'y = Resize<mode: string = "linear", coordinate_transformation_mode: string = "tf_crop_and_resize">'
+        "(a, roi, , sizes) }",
+        roi=np.array([0.0, 0.0, 0.1, 0.2, 1.0, 1.0, 0.9, 0.8]),
+        sizes=np.array([1, 2, 3, 3]),
+    )
+    assert assert_computes(model, feeds_of(model), precision) == {}
+    assert elements(typed(model, feeds_of(model), precision=precision).model)["roi"] == "FLOAT"
+
+
+def test_types_that_an_operator_has_by_default() -> None:
+    model = model_of(
+        "g (float[3, 4] x) => (float[3, 4] y) { r = RandomNormal<shape: ints = [3, 4]>()\ns = Shape(x)\n"
+        "z = ConstantOfShape(s)\ne = EyeLike(x)\na = Mul(r, z)\nb = Add(a, e)\ny = Add(b, x) }"
+    )
+    feeds = {"x": np.ones((3, 4), np.float32)}
+    assert assert_computes(model, feeds) == {}
+    result = typed(model, feeds)
+    assert {elements(result.model)[name] for name in "rzeab"} == {"FLOAT16"}
+    assert op_counts(result.model)["Cast"] == 2
 
 
 IF = """g (float[2] x, bool c) => (float[2] y) <float[2] k> {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections import OrderedDict, namedtuple
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import parser
+from onnx import numpy_helper, parser
 from torch import nn
 
-from aff_deploy.errors import DataError, MissingDependency, ModelError, NetworkError
-from aff_deploy.runtimes import Runner, check_feeds
+from aff_deploy.errors import DataError, MissingDependency, ModelError, NetworkError, OutputError
+from aff_deploy.runtimes import Runner, check_feeds, memory
 from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from aff_deploy.runtimes.pytorch import PyTorchRunner
 from aff_deploy.spec import TensorSpec
@@ -211,3 +212,45 @@ def test_pytorch_bfloat16_and_autocast() -> None:
     expected = runner.infer({"x": X})["output"]
     with torch.autocast("cpu", torch.bfloat16):
         np.testing.assert_array_equal(runner.infer({"x": X})["output"], expected)
+
+
+def test_large_weights_of_a_model_in_memory_go_through_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(size=(3, 40_000)).astype(np.float32) for name in ("v", "w")}
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    x = rng.normal(size=(2, 3)).astype(np.float32)
+    source = model("g (float[n, 3] x) => (float[n, m] y) { a = MatMul(x, v)\nb = MatMul(x, w)\ny = Add(a, b) }")
+    source.graph.initializer.append(tensors[0])
+    before = source.SerializeToString()
+    for frugal in (False, True):
+        with OnnxRuntimeRunner(source, weights=tensors[1:], frugal=frugal) as runner:
+            np.testing.assert_allclose(runner.infer({"x": x})["y"], x @ weights["v"] + x @ weights["w"], rtol=1e-5, atol=1e-5)
+    assert source.SerializeToString() == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_room_for_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(memory, "open", full, raising=False)
+    with pytest.raises(OutputError, match="No space left on device; give a folder with room for them in TMPDIR"):
+        OnnxRuntimeRunner(linear())
+
+
+def test_a_resting_runner_loads_its_file_again(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save_model(linear(), path)
+    x = np.ones((2, 3), np.float32)
+    for runner in (OnnxRuntimeRunner(path), OnnxRuntimeRunner(linear())):
+        with runner:
+            expected = runner.infer({"x": x})
+            runner.rest()
+            runner.rest()
+            for name, array in runner.infer({"x": x}).items():
+                np.testing.assert_array_equal(array, expected[name])
+            runner.rest()
+        runner.rest()
+        with pytest.raises(RuntimeError, match="closed"):
+            runner.infer({"x": x})
