@@ -33,6 +33,7 @@ def optimised(name: str, factory: Callable[[], nn.Module], exporter: str) -> Opt
     randomise_batchnorm(network, 1)
     inputs = inputs_of(name)
     result = optimize(export_onnx(network, inputs, exporter=exporter, verify=False))
+    assert_settled(result.model)
     rng = np.random.default_rng(2)
     feeds = {spec.name: rng.normal(0, 1, spec.concrete(batch=3)).astype(np.float32) for spec in inputs}
     assert_exact_as(network, inputs, result.model, feeds)

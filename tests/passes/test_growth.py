@@ -11,6 +11,7 @@ from onnx import ModelProto, TensorProto, helper, parser
 
 from aff_deploy.passes import optimize
 from tests.passes.attention import AFF
+from tests.passes.graphs import assert_settled
 
 
 def work(model: ModelProto) -> int:
@@ -72,9 +73,26 @@ def names(count: int) -> ModelProto:
     return model
 
 
-@pytest.mark.parametrize(("build", "count"), [(movers, 30), (outputs, 200), (repeated, 200), (names, 200)])
+def views(count: int) -> ModelProto:
+    """Reshapes, each to a shape that is computed from what the last one made."""
+    lines = ["i0 = Constant<value_int: int = 0>()", "all = Constant<value_ints: ints = [-1]>()"]
+    lines += ["rest = Constant<value_ints: ints = [8, 5, 5]>()", "x0 = Neg(x)"]
+    for i in range(count):
+        lines += [f"s{i} = Shape(x{i})", f"n{i} = Gather(s{i}, i0)", f"r{i} = Reshape(n{i}, all)"]
+        lines += [f"t{i} = Concat<axis: int = 0>(r{i}, rest)", f"y{i} = Relu(x{i})", f"x{i + 1} = Reshape(y{i}, t{i})"]
+    return model_of([*lines, f"o = Neg(x{count})"], ["o"])
+
+
+@pytest.mark.parametrize(("build", "count"), [(movers, 30), (outputs, 200), (repeated, 200), (names, 200), (views, 20)])
 def test_work_is_linear(build: Callable[[int], ModelProto], count: int) -> None:
     optimize(build(1))  # what is done once alone
     once, twice, four = (work(build(n * count)) for n in (1, 2, 4))
     # Of the last doubling at most a little more than the double.
     assert four - twice <= 2.4 * (twice - once), (once, twice, four)
+
+
+def test_shapes_that_depend_on_each_other_settle() -> None:
+    result = optimize(views(20))
+    assert sum(node.op_type == "Reshape" for node in result.model.graph.node) == 20
+    assert len(result.model.graph.node) == 42
+    assert_settled(result.model)
