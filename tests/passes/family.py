@@ -14,6 +14,7 @@ from aff_deploy.spec import TensorSpec
 from tests.passes import forks, gatings
 from tests.passes.forks import FORKS
 from tests.passes.gatings import GATINGS
+from tests.passes.graphs import assert_settled
 from tests.passes.spellings import MEMBERS, SHAPES
 from tests.support import assert_exact_as, randomise_batchnorm
 
