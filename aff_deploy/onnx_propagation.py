@@ -11,20 +11,25 @@ one. Three of its rules take for granted what need not be (onnx 1.23, ``PartialD
 And it keeps the values of nested graphs by name alone, though the branches of an If may use a name twice: there
 nothing is passed on at all.
 
+Of a Reshape it passes nothing on, though exporters write one where they make a number a vector, or a vector
+itself: a Concat says the same of a vector, an Unsqueeze of a number.
+
 An Identity behind such a node keeps its type and shape and passes on no value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import AttributeProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from aff_deploy.onnx_data import nested_graphs
 
+FIRST_OPSET_OF_AXES_AS_INPUT = 13
 _WHOLE = (TensorProto.INT64, TensorProto.INT32)
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Cast", "Identity")
 _PROPAGATING = ("Add", "Cast", "Concat", "Gather", "Mul", "Shape", "Size", "Slice", "Squeeze", "Sub", "Unsqueeze")
@@ -34,13 +39,18 @@ _PROPAGATING = ("Add", "Cast", "Concat", "Gather", "Mul", "Shape", "Size", "Slic
 class _Known:
     """What is known of tensors by name: which are constant, and which have no axis or one."""
 
+    opset: int
     constants: set[str] = field(default_factory=set)
     ranks: dict[str, int] = field(default_factory=dict)
+    lines: set[str] = field(default_factory=set)
+    """Names of shapes that are [-1]."""
 
     def add_tensors(self, tensors: Iterable[TensorProto]) -> None:
         for tensor in tensors:
             self.constants.add(tensor.name)
             self.ranks[tensor.name] = len(tensor.dims)
+            if _is_line(tensor):
+                self.lines.add(tensor.name)
 
     def add_inputs(self, values: Iterable[ValueInfoProto]) -> None:
         for value in values:
@@ -50,7 +60,9 @@ class _Known:
     def add_outputs(self, node: NodeProto) -> None:
         if node.op_type == "Constant":
             self.constants.update(node.output)
-        rank = _rank(node, self.ranks)
+            if any(list(a.ints) == [-1] or (a.HasField("t") and _is_line(a.t)) for a in node.attribute):
+                self.lines.update(node.output)
+        rank = _rank(node, self.ranks, self.lines)
         if rank is not None:
             self.ranks.update(dict.fromkeys(node.output, rank))
 
@@ -62,12 +74,16 @@ def hold_propagation(model: ModelProto) -> None:
         model: changed in place; it computes what it did. Its nodes are in order.
     """
     numbers = count()
-    known = _Known()
+    known = _Known(_opset(model.opset_import))
     known.add_tensors(model.graph.initializer)
     known.add_inputs(model.graph.input)
     _hold(model.graph.node, known, numbers)
     for function in model.functions:
-        _hold(function.node, _Known(), numbers)
+        _hold(function.node, _Known(_opset(function.opset_import)), numbers)
+
+
+def _opset(imports: Iterable[OperatorSetIdProto]) -> int:
+    return next((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), 1)
 
 
 def _hold(nodes: Any, known: _Known | None, numbers: Iterator[int]) -> None:
@@ -81,6 +97,7 @@ def _hold(nodes: Any, known: _Known | None, numbers: Iterator[int]) -> None:
             continue
         if known is not None:
             known.add_outputs(node)
+            held[-1:] = _plainer(node, known, numbers)
         wrong = node.op_type in _PROPAGATING if known is None else _may_be_wrong(node, known)
         if wrong and len(node.output) == 1:
             inner = NodeProto()
@@ -93,6 +110,24 @@ def _hold(nodes: Any, known: _Known | None, numbers: Iterator[int]) -> None:
         nodes.extend(held)
 
 
+def _plainer(node: NodeProto, known: _Known, numbers: Iterator[int]) -> list[NodeProto]:
+    """The node, or, for a Reshape to a vector, what says the same and passes values on."""
+    if node.op_type != "Reshape" or len(node.input) < 2 or node.input[1] not in known.lines:
+        return [node]
+    rank = known.ranks.get(node.input[0])
+    if rank == 1:
+        return [helper.make_node("Concat", node.input[:1], node.output, axis=0)]
+    if rank == 0 and known.opset >= FIRST_OPSET_OF_AXES_AS_INPUT:
+        axes = f"\0{next(numbers)}"
+        zero = helper.make_node("Constant", [], [axes], value_ints=[0])
+        return [zero, helper.make_node("Unsqueeze", [node.input[0], axes], node.output)]
+    return [node]
+
+
+def _is_line(tensor: TensorProto) -> bool:
+    return tensor.data_type == TensorProto.INT64 and list(tensor.dims) == [1] and int(numpy_helper.to_array(tensor)[0]) == -1
+
+
 def _may_be_wrong(node: NodeProto, known: _Known) -> bool:
     if node.op_type == "Slice":
         return not all(name in known.constants for name in node.input[1:] if name)
@@ -101,7 +136,7 @@ def _may_be_wrong(node: NodeProto, known: _Known) -> bool:
     return node.op_type == "Unsqueeze" and all(known.ranks.get(name) != 0 for name in node.input[:1])
 
 
-def _rank(node: NodeProto, ranks: Mapping[str, int]) -> int | None:
+def _rank(node: NodeProto, ranks: Mapping[str, int], lines: AbstractSet[str]) -> int | None:
     """How many axes a node's output has, where that is none or one and plain to see."""
     given = [ranks.get(name) for name in node.input]
     data = given[0] if given else None
@@ -113,6 +148,8 @@ def _rank(node: NodeProto, ranks: Mapping[str, int]) -> int | None:
         return given[1] if data == 1 and len(given) > 1 else None
     if node.op_type == "Slice":
         return data
+    if node.op_type == "Reshape" and len(node.input) > 1 and node.input[1] in lines:
+        return 1
     if node.op_type in ("Squeeze", "Unsqueeze"):
         return {("Squeeze", 1): 0, ("Unsqueeze", 0): 1}.get((node.op_type, -1 if data is None else data))
     known = [rank for rank in given if rank is not None]

@@ -42,6 +42,7 @@ RIGHT = {
     "flatten": ("b = Gather(s, n0)\nu = Unsqueeze(b, i0)", (2, 60)),
     "a constant slice": ("u = Slice(s, i0, i2, i0)", (2, 3, 20)),
     "a product": ("a = Gather(s, n2)\nb = Gather(s, n0)\nm = Mul(a, b)\nu = Unsqueeze(m, i0)", (8, 15)),
+    "reshaped to a vector": ("b = Gather(s, n0)\nr = Reshape(b, all)\nu = Reshape(r, all)", (2, 60)),
     "through int32": ("c = Cast<to: int = 6>(s)\nd = Cast<to: int = 7>(c)\nu = Slice(d, i0, i1, i0)", (2, 60)),
     "squeezed": ("h = Slice(s, i1, i2, i0)\nq = Squeeze(h, i0)\nu = Unsqueeze(q, i0)", (3, 40)),
 }

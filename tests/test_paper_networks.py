@@ -16,6 +16,7 @@ from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from aff_deploy.runtimes.pytorch import PyTorchRunner
 from aff_deploy.spec import TensorSpec, Tolerance
 from aff_deploy.validate import seeded_feeds, validate
+from tests.passes.graphs import assert_settled
 from tests.support import randomise_batchnorm
 
 NETWORKS = ("aff_resnet50", "iaff_resnet50", "aff_resnext50_32x4d", "iaff_resnext50_32x4d")
@@ -43,6 +44,7 @@ def test_nine_fusions_no_batchnorm_same_outputs(name: str, exporter: str, batch:
     module = network(name)
     inputs = (TensorSpec("image", (batch, 3, 64, 64), example=(2 if isinstance(batch, str) else batch, 3, 64, 64)),)
     result = optimize(export_onnx(module, inputs, exporter=exporter, verify=False))
+    assert_settled(result.model)
     check_onnx(result.model)
     kind = "iaff" if name.startswith("iaff") else "aff"
     assert Counter(fusion.kind for fusion in result.fusions) == {kind: 9}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 from onnx import helper
 
-from aff_deploy.passes.graph import drop_unused, is_absent, is_op, output_names, replace_uses, small_value
+from aff_deploy.passes.graph import drop_unused, is_absent, is_op, output_names, rank, replace_uses, small_value
 
 # Each call of these gives something else (Dropout where it is in training mode).
 NONDETERMINISTIC = frozenset(
@@ -52,7 +52,7 @@ def _is_noop(node: gs.Node) -> bool:
         return known is not None and helper.np_dtype_to_tensor_dtype(known) == node.attrs["to"]
     if is_op(node, "Transpose"):
         order = node.attrs.get("perm")
-        return order is not None and list(order) == sorted(order)
+        return order is not None and list(order) == list(range(rank(node.inputs[0]) or len(order)))
     if is_op(node, "AveragePool", "MaxPool"):
         # With a window of one, the average is the element; padding or ceil_mode would add elements.
         ones = [*node.attrs["kernel_shape"], *node.attrs.get("strides", [1])]

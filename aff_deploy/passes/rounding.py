@@ -32,7 +32,8 @@ def merge_weights(make: Callable[[], Array], dtype: np.dtype[Any], axis: int = 0
     # What is infinite was so before, and stays it.
     finite = np.where(np.isfinite(values), values, 0.0)
     error = np.where(np.isfinite(values), made.astype(np.float64), 0.0) - finite
-    lost, kept = (np.linalg.norm(_rows(each, axis), axis=1) for each in (error, finite))
+    with np.errstate(all="ignore"):  # squares of float64's largest and smallest
+        lost, kept = (np.linalg.norm(_rows(each, axis), axis=1) for each in (error, finite))
     unit_roundoff = float(ml_dtypes.finfo(dtype).eps) / 2  # type: ignore[no-untyped-call]
     return made if bool(np.all(lost <= unit_roundoff * kept)) else None
 

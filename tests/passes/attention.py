@@ -15,7 +15,7 @@ from onnx import numpy_helper, parser
 
 from aff_deploy.onnx_file import check_onnx
 from aff_deploy.passes import Optimized, optimize
-from tests.passes.graphs import Array, assert_exact, run_ort
+from tests.passes.graphs import Array, assert_exact, assert_settled, run_ort
 
 C, INTER = 8, 3
 
@@ -121,6 +121,7 @@ def same(model: onnx.ModelProto, feeds: dict[str, Array]) -> Optimized:
     """The optimised model, which gives what the model gave; to infinite feeds no other NaN."""
     result = optimize(model)
     check_onnx(result.model)
+    assert_settled(result.model)
     if all(np.isfinite(array).all() for array in feeds.values()):
         assert_exact(model, result.model, feeds)
         return result

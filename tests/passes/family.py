@@ -14,6 +14,7 @@ from aff_deploy.spec import TensorSpec
 from tests.passes import forks, gatings
 from tests.passes.forks import FORKS
 from tests.passes.gatings import GATINGS
+from tests.passes.graphs import assert_settled
 from tests.passes.spellings import MEMBERS, SHAPES
 from tests.support import assert_exact_as, randomise_batchnorm
 
@@ -33,6 +34,7 @@ def optimised(name: str, factory: Callable[[], nn.Module], exporter: str) -> Opt
     randomise_batchnorm(network, 1)
     inputs = inputs_of(name)
     result = optimize(export_onnx(network, inputs, exporter=exporter, verify=False))
+    assert_settled(result.model)
     rng = np.random.default_rng(2)
     feeds = {spec.name: rng.normal(0, 1, spec.concrete(batch=3)).astype(np.float32) for spec in inputs}
     assert_exact_as(network, inputs, result.model, feeds)

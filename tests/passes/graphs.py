@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
 from aff_deploy.onnx_file import check_onnx
+from aff_deploy.passes import optimize
 from aff_deploy.passes.convert import export_model, import_graph
 from aff_deploy.runtimes.double import DoubleRunner, in_double
 from aff_deploy.validate.exact import Answers, Exactness, measure_exactness
@@ -161,6 +162,13 @@ def assert_parity(before: onnx.ModelProto, after: onnx.ModelProto, **given: Arra
     for mine, other in ((before.graph.input, after.graph.input), (before.graph.output, after.graph.output)):
         assert [value.name for value in mine] == [value.name for value in other]
     assert_exact(before, after, feeds_of(before, **given))
+
+
+def assert_settled(model: onnx.ModelProto) -> None:
+    """Optimising an optimised model changes nothing, to the byte."""
+    again = optimize(model)
+    assert not any(done.rewrites for done in again.passes), [done for done in again.passes if done.rewrites]
+    assert again.model.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
 
 
 def check_rewrite(body: str, count: int, *passes: Callable[[gs.Graph], int], **options: Any) -> onnx.ModelProto:

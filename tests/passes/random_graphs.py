@@ -15,7 +15,7 @@ from onnx import helper
 from aff_deploy.onnx_file import check_onnx
 from aff_deploy.ops import is_fusion
 from aff_deploy.passes import optimize
-from tests.passes.graphs import Array, exactness
+from tests.passes.graphs import Array, assert_settled, exactness
 from tests.passes.random_pieces import Builder, Dims
 from tests.passes.random_sites import MISSES, NEEDS_SQUARE, Site
 
@@ -118,6 +118,7 @@ def judge(graph: RandomGraph) -> Verdict:
     """Optimise, check, and run both."""
     result = optimize(graph.model)
     check_onnx(result.model)
+    assert_settled(result.model)
     fused = sum(is_fusion(node.domain, node.op_type) for node in result.model.graph.node)
     error = 0.0
     for outputs in exactness(graph.model, result.model, graph.feeds()).values():

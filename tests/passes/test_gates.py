@@ -49,6 +49,8 @@ TOKENS = (
     "t_2 = Relu(t_1)\nl = MatMul(t_2, matrix2)"
 )
 BACK = "m_1 = Transpose<perm: ints = [0, 2, 1]>(w_0)\nxs = Shape(x)\nw = Reshape(m_1, xs)"
+MOVED_GATE = "w_0 = Sigmoid(z)\nw_1 = Transpose<perm: ints = [0, 2, 3, 1]>(w_0)\nw = Transpose<perm: ints = [0, 3, 1, 2]>(w_1)"
+NEAR = LERP_BLEND.replace("out =", "near =") + "\nlow = Less(w, half)\n"
 
 
 def of_tokens(logits: str) -> Attention:
@@ -78,9 +80,16 @@ MEMBERS = {
         + "\nl_1 = Transpose<perm: ints = [0, 2, 1]>(l_0)\nl = Reshape(l_1, whole)",
         dims="1,8,5,6",
     ),
+    "both sides of a Where, of a moved gate": PLAIN.but(
+        gate=MOVED_GATE,
+        blend=f"{NEAR}rest = Sub(one, w)\nback = Mul(d, rest)\nfar = Sub(x, back)\nout = Where(low, near, far)",
+    ),
     "two second maps": PLAIN.but(logits="k = Conv(l_h, u2, d2)\nz_0 = Sub(l, k)\nz = Add(z_0, g)", context="a = Add(x, y)"),
 }
 NEAR_MISSES = {
+    "both sides of a Where, of a moved gate": PLAIN.but(
+        gate=MOVED_GATE, blend=f"{NEAR}xw = Mul(x, w)\nfar = Mul(xw, w)\nout = Where(low, near, far)"
+    ),
     "opposite of another": PLAIN.but(gate="w = Sigmoid(z)\nn = Neg(g)\nv = Sigmoid(n)", blend=PAIR_BLEND),
     "two plus exp": PLAIN.but(gate=EXP + "t = Add(two, e)\nw = Reciprocal(t)"),
     "ones that broadcast": PLAIN.but(gate=EXP + "t = Add(ones3, e)\nw = Reciprocal(t)", out_dims="K,8,5,6"),
