@@ -148,7 +148,7 @@ def test_a_folder_of_images_calibrates(tmp_path: Path) -> None:
     recipe = load_recipe(net)
     plan = plan_engine(recipe, recipe.inputs)
     assert not isinstance(plan, str)
-    assert plan.data.observed == "4 of the 4 images in pictures"
+    assert plan.data.observed == "3 of 4 samples of the recipe's calibration data, pictures (the last held out)"
     assert plan.request.precision is Precision.INT8
 
 

@@ -87,7 +87,7 @@ def claim_file(path: Path, *sidecars: str, updating: bool = False) -> None:
         UsageError: one of them is read by the same command, or is a symbolic link; or `path` has no name.
     """
     if not path.name:
-        raise UsageError(f"{os.fspath(path)!r} names no file", fix="give a name with -o")
+        raise UsageError(f"{os.fspath(path)!r} names no file", fix="give the name of a file")
     for output in (path, *(path.with_name(path.name + suffix) for suffix in sidecars)):
         refuse_link(output)
         if (command := _command.get()) is None:
@@ -145,5 +145,5 @@ def _place(path: Path) -> _Place:
 
 def _conflict(output: _Place, source: _Place) -> UsageError:
     if output.given == source.given:
-        return UsageError(f"{output.given} is the input itself and would be replaced", fix="give another name with -o")
-    return UsageError(f"the output {output.given} would replace {source.given}, which is used", fix="give another name with -o")
+        return UsageError(f"{output.given} is the input itself and would be replaced", fix="give the output another name")
+    return UsageError(f"the output {output.given} would replace {source.given}, which is used", fix="give the output another name")

@@ -26,7 +26,7 @@ from aff_deploy.errors import OutputError, UsageError
 if sys.platform != "win32":  # where what killed runs leave stays
     import fcntl
 
-MOVE_IT = "move it away, or give another name with -o"
+MOVE_IT = "move it away, or give the output another name"
 
 
 def _output_error(path: Path, error: OSError) -> OutputError:
