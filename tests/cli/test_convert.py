@@ -112,7 +112,7 @@ def test_what_goes_wrong(folder: Path) -> None:
         (["in.params", "out.safetensors", *net, "--arguments", "width=ten"], 3, "could not build its network with width='ten'"),
         (["in.params", "out.safetensors", "--network", "iaff_resnet_digit"], 3, "did you mean"),
         (["short.params", "out.safetensors", *net], 3, "not a whole .params file"),
-        (["absent.params", "out.safetensors", *net], 3, "does not exist"),
+        (["absent.params", "out.safetensors", *net], 3, "no such file"),
         (["in.params", "file/out.safetensors", *net], 3, "a part of the path is a file"),
         (["in.params", "made.safetensors", *net], 3, "it is a folder; give the name of a file"),
     ]
