@@ -46,7 +46,7 @@ def test_the_authors_file_becomes_ours(folder: Path) -> None:
     assert listing(folder) == ["in.params", "net.py", "new", "new/out.safetensors"]
     out = folder / "new/out.safetensors"
     if sys.platform != "win32":
-        assert out.stat().st_mode & 0o777 == 0o644
+        assert out.stat().st_mode & 0o777 == 0o600
     build, recorded = RECORDED[SOURCE]
     network = build()
     assert load_weights(network, out).share_global is False
