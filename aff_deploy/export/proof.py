@@ -94,7 +94,7 @@ class _Comparing:
     def __init__(
         self, module: nn.Module, traced: Traced, reference: PyTorchRunner, candidate: OnnxRuntimeRunner, proof: Proof
     ) -> None:
-        self._module, self._traced = module, traced
+        self._traced = traced
         self._reference, self._candidate, self._proof = reference, candidate, proof
         self._precision = _precision(module, traced)
         self._tolerance = TOLERANCES[self._precision]
