@@ -140,8 +140,8 @@ def test_a_pass_that_changes_the_function_stops_it(tmp_path: Path, monkeypatch: 
     recipe = load_recipe(write_network(tmp_path / "net"))
     right = pipeline.optimize
 
-    def wrong(model: onnx.ModelProto) -> Any:
-        result = right(model)
+    def wrong(model: onnx.ModelProto, **options: Any) -> Any:
+        result = right(model, **options)
         bias = next(tensor for tensor in result.model.graph.initializer if list(tensor.dims) == [3])
         values = onnx.numpy_helper.to_array(bias).copy()
         values[1] += 0.01
