@@ -60,13 +60,16 @@ def optimize(
         model = load_onnx(source)
         before = len(model.graph.node)
         verifier = None
+        fed = None
         if verify:
             from aff_deploy.verify import PassVerifier
 
             batches, words = _data_of(model, given_data)
             verifier = PassVerifier(model, batches)
+            # Seeded data say nothing of what is lost on real data.
+            fed = None if data is None else batches
         step("run the passes" + (", each verified on ONNX Runtime" if verify else ""))
-        result = run_passes(model, fuse=not no_fuse, convex=convex, inline=inline, after_pass=verifier)
+        result = run_passes(model, fuse=not no_fuse, convex=convex, inline=inline, data=fed, after_pass=verifier)
         document, optimised = result.to_dict(), result.model
         if plugin:
             step("compile kernels")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +11,19 @@ import onnx
 from torch import nn
 
 from aff_deploy.artifact import scratch_folder
-from aff_deploy.errors import CheckFailed, ModelError, NetworkError
+from aff_deploy.errors import CheckFailed, InputError, ModelError, NetworkError
 from aff_deploy.export.sizes import feeds_of, further_sizes, sizes_in, usual_sizes
 from aff_deploy.export.tidy import is_large, write_external
 from aff_deploy.export.tracing import Traced
-from aff_deploy.runtimes import Array, Feeds, shape_text
+from aff_deploy.runtimes import Feeds, shape_text
 from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from aff_deploy.runtimes.pytorch import PyTorchRunner
-from aff_deploy.spec import TOLERANCES, Precision, Tolerance
+from aff_deploy.spec import TOLERANCES, Precision
 from aff_deploy.validate import compare_outputs
+from aff_deploy.validate.exact import FACTOR, Answers, Exactness, measure_exactness
+from aff_deploy.validate.rows import adapt_feeds
+from aff_deploy.verify import EPS
 
-EXACT_FACTOR = 8
-EPS = 2.0**-23
 MOST_UNCERTAIN = 1e-2
 """Share of the output's scale: where PyTorch's own error is more, being as near to the truth as PyTorch proves nothing."""
 SHOWN_SIZES = 6
@@ -94,9 +94,10 @@ class _Comparing:
     def __init__(
         self, module: nn.Module, traced: Traced, reference: PyTorchRunner, candidate: OnnxRuntimeRunner, proof: Proof
     ) -> None:
-        self._module, self._traced = module, traced
+        self._traced = traced
         self._reference, self._candidate, self._proof = reference, candidate, proof
-        self._tolerance = _tolerance(module, traced)
+        self._precision = _precision(module, traced)
+        self._tolerance = TOLERANCES[self._precision]
         self._used = sizes_in(traced.inputs, traced.feeds)
         self.covered: set[str] = set()
         self.reason = ""
@@ -138,30 +139,28 @@ class _Comparing:
                 "the network gives different outputs for the same input, even in eval mode",
                 fix="remove the randomness from its forward",
             )
-        if (truth := _evaluate_double(self._module, self._traced, feeds)) is not None:
-            self._weigh(shapes, truth, expected, got)
-            if not self._is_explained(truth, expected, got):
-                raise CheckFailed(f"the exported model does not compute what PyTorch does on {shapes}: {failure}")
-            return
-        raise CheckFailed(f"the exported model does not compute what PyTorch does on {shapes}: {failure}")
+        found = self._measure(feeds, expected, got)
+        self._weigh(shapes, found)
+        if not found or not all(output.holds for output in found):
+            raise CheckFailed(f"the exported model does not compute what PyTorch does on {shapes}: {failure}")
 
-    def _is_explained(self, truth: Feeds, expected: Feeds, got: Feeds) -> bool:
-        """Whether every output is exact by DESIGN's definition: no further from the truth than PyTorch's own rounding."""
-        for name, right in truth.items():
-            rounding = _distance(expected[name], right) + EPS * _scale(right)
-            if not _distance(got[name], right) <= EXACT_FACTOR * rounding:
-                return False
-        return True
+    def _measure(self, feeds: Feeds, expected: Feeds, got: Feeds) -> tuple[Exactness, ...]:
+        """How exact the file is; nothing where the network's code fixes another type than float64."""
+        try:
+            double = self._reference.copy_in_double()
+            truth = double.infer(adapt_feeds(feeds, double.inputs))
+        except InputError:
+            return ()
+        return measure_exactness([Answers(truth, expected, got)], EPS[self._precision])
 
-    def _weigh(self, shapes: str, truth: Feeds, expected: Feeds, got: Feeds) -> None:
-        for name in truth:
-            own, scale = _distance(expected[name], truth[name]), _scale(truth[name])
-            allowed = self._tolerance.atol + self._tolerance.rtol * scale
-            if EXACT_FACTOR * own <= allowed:
+    def _weigh(self, shapes: str, found: Sequence[Exactness]) -> None:
+        for output in found:
+            own, scale = output.original_error, output.magnitude
+            if FACTOR * own <= self._tolerance.atol + self._tolerance.rtol * scale:
                 continue
             said = (
                 f"the network is ill-conditioned on {shapes}: PyTorch itself is {own:.2g} from its own float64 result "
-                f"in output {name!r}, at scale {scale:.2g}"
+                f"in output {output.name!r}, at scale {scale:.2g}"
             )
             if own > MOST_UNCERTAIN * scale:
                 raise CheckFailed(
@@ -169,38 +168,16 @@ class _Comparing:
                     fix="check its weights and the range of its input, or compute what cancels in float64",
                 )
             if not self._proof.notes:
-                self._proof.notes.append(f"{said}; the file is {_distance(got[name], truth[name]):.2g} from it")
+                self._proof.notes.append(f"{said}; the file is {output.error:.2g} from it")
 
 
-def _evaluate_double(module: nn.Module, traced: Traced, feeds: Feeds) -> Feeds | None:
-    """The network in float64; None where its code fixes another type."""
-    wide = {"float32", "float16", "bfloat16"}
-    inputs = tuple(replace(spec, dtype="float64") if spec.dtype in wide else spec for spec in traced.inputs)
-    doubled = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in feeds.items()}
-    try:
-        return PyTorchRunner(copy.deepcopy(module).double(), inputs, traced.names).infer(doubled)
-    except Exception:  # what fails in a copy, or in another type, fails in any way
-        return None
-
-
-def _distance(array: Array, truth: Array) -> float:
-    if array.shape != truth.shape:
-        return float("inf")
-    difference = np.abs(array.astype(np.float64) - truth.astype(np.float64))
-    return float(np.max(difference, initial=0.0)) if np.isfinite(difference).all() else float("inf")
-
-
-def _scale(truth: Array) -> float:
-    return float(np.max(np.abs(truth.astype(np.float64)), initial=0.0))
-
-
-def _tolerance(module: nn.Module, traced: Traced) -> Tolerance:
+def _precision(module: nn.Module, traced: Traced) -> Precision:
     """That of the narrowest float type among weights and inputs."""
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in module.parameters()}
     dtypes |= {spec.dtype for spec in traced.inputs}
     if "bfloat16" in dtypes:
-        return TOLERANCES[Precision.BF16]
-    return TOLERANCES[Precision.FP16 if "float16" in dtypes else Precision.FP32]
+        return Precision.BF16
+    return Precision.FP16 if "float16" in dtypes else Precision.FP32
 
 
 def _one_line(error: BaseException) -> str:

@@ -40,6 +40,21 @@ def test_both_forms_together(source: Path, capsys: pytest.CaptureFixture[str]) -
     assert [done["name"] for done in manifest["passes"]][-2:] == ["make_convex", "inline_calls"]
 
 
+def test_data_that_lose_x_ask_for_the_form(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The gate looks at x alone and is 1; the near miss is y as large as x, and data that nobody gave."""
+    logits = "s = Constant<value_float: float = 90.0>()\nz_0 = Add(l, g)\nz = Add(z_0, s)"
+    onnx.save(AFF.but(context="a = Mul(x, x)", logits=logits).build(), "in.onnx")
+    words = ("optimize", "in.onnx", "-o", "out.onnx", "--verify", "--json")
+    for y, asked in ((1e5, ["w_1"]), (1.0, [])):
+        rng = np.random.default_rng(0)
+        arrays = {name: scale * rng.normal(0, 1, (3, 8, 5, 6)) for name, scale in (("x", 1.0), ("y", y))}
+        np.savez("data.npz", **{name: array.astype(np.float32) for name, array in arrays.items()})
+        assert run(*words, "--data", "data.npz") == 0
+        assert json.loads(capsys.readouterr().out)["convex"] == asked
+    assert run(*words) == 0
+    assert json.loads(capsys.readouterr().out)["convex"] == []
+
+
 def test_json_has_them(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("optimize", "in.onnx", "-o", "out.onnx", "--convex", "--json") == 0
     found = json.loads(capsys.readouterr().out)
