@@ -146,4 +146,5 @@ def _place(path: Path) -> _Place:
 def _conflict(output: _Place, source: _Place) -> UsageError:
     if output.given == source.given:
         return UsageError(f"{output.given} is the input itself and would be replaced", fix="give the output another name")
-    return UsageError(f"the output {output.given} would replace {source.given}, which is used", fix="give the output another name")
+    said = f"the output {output.given} would replace {source.given}, which is used"
+    return UsageError(said, fix="give the output another name")
