@@ -24,7 +24,7 @@ MAX_DEPTH = 64
 MAX_EXPANDED_NODES = 1_000_000
 """Most nodes of a model once its local functions are expanded, as runtimes do."""
 EXPORT_AGAIN = "export the model again"
-INCOMPLETE = "export the model again, or check that the download is complete"
+INCOMPLETE = "give a whole .onnx file: export the model again, or check that the download is complete"
 """For what a file that ends too early would look like, and for nothing else."""
 
 

@@ -43,7 +43,7 @@ def test_sizes_are_those_of_every_kind() -> None:
     traced = {"batch": 2, "h": 8, "w": 12}
     assert usual_sizes([PICTURE], traced, {"h": 5}) == [
         {"batch": 1, "h": 8, "w": 12},
-        {"batch": 3, "h": 16, "w": 24},
+        {"batch": 3, "h": 16, "w": 12},
         {"batch": 2, "h": 9, "w": 15},
         {"batch": 2, "h": 4, "w": 12},
     ]
@@ -77,6 +77,19 @@ def test_where_pytorch_refuses_a_size_another_is_tried() -> None:
 
     with pytest.raises(CheckFailed, match=r"does not compute what PyTorch does on x 3x4"):
         exported(needs_two, [ROWS])
+
+
+def test_height_and_width_differ_where_odd_sizes_are_refused() -> None:
+    """It takes even sizes alone, and does something else where the traced 64 x 64 is no square."""
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        h, w = int(x.shape[2]), int(x.shape[3])
+        if h % 2 or w % 2:
+            raise ValueError("even sizes")
+        return x if h == w else -x
+
+    with pytest.raises(CheckFailed, match="does not compute what PyTorch does on x 3x3x128x64"):
+        exported(forward, [replace(PICTURE, example=(1, 3, 64, 64))])
 
 
 def test_a_dimension_that_no_other_size_proves_is_refused() -> None:

@@ -81,11 +81,10 @@ def optimize(
             document["kernels"] = {"sites": list(attached.plugin), "native": native}
             carried = list_kernels(optimised)
         step("write the file")
-        facts = {"source": {"file": source.name, "sha256": sha256(source)}, **document, "verified": verify}
-        facts |= {"verified_on": words} if verify else {}
+        document |= {"verified": verify, **({"verified_on": words} if verify else {})}
         if verifier is not None and verifier.weaker:
-            facts["verified_within_tolerance"] = verifier.weaker
-        save_onnx(optimised, output, facts)
+            document["verified_within_tolerance"] = verifier.weaker
+        save_onnx(optimised, output, {"source": {"file": source.name, "sha256": sha256(source)}, **document})
     if as_json:
         print_json(document)
         return

@@ -111,11 +111,21 @@ def _print_engine(file: Path, document: Mapping[str, Any]) -> None:
         for check in document["proven"]["checks"]:
             passed = "ok" if check.get("passed") is True else "FAILED"
             what, on, against = (check.get(key, "?") for key in ("what", "on", "against"))
-            print(f"  checked: {what} on {on}, against {against}: {passed}")
+            print(f"  checked: {what} on {on}, against {against}: {passed}{_largest(check)}")
+        if not any(check.get("what") == "engine" for check in document["proven"]["checks"]):
+            print("  not run: the engine itself was checked by no run, which takes a GPU that it was built for")
     if document["problem"]:
         print(f"  NOT LOADABLE: {document['problem']}; {document['fix']}")
     else:
         print("  intact: the file is the one that its manifest describes")
+
+
+def _largest(check: Mapping[str, Any]) -> str:
+    outputs = [output for output in check.get("outputs", ()) if output.get("max_abs") is not None]
+    if not outputs:
+        return ""
+    worst = max(outputs, key=lambda output: output["max_abs"] / (output["scale"] or 1.0))
+    return f", {worst['name']!r} differs by at most {worst['max_abs']:.2g} at scale {worst['scale']:.3g}"
 
 
 def _counted(precision: Mapping[str, Any]) -> str:

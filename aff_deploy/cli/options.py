@@ -58,7 +58,7 @@ Mean = Annotated[
 ]
 Std = Annotated[str | None, typer.Option("--std", metavar="S[,S,S]", help="What is then divided by.")]
 NETWORK = "a bundled name, a recipe path, module:callable or file.py:callable"
-UNTRAINED = "the reference was initialised from a seed, because no --weights was given: give those that the file was made with"
+UNTRAINED = "the reference has the weights that its code made, no --weights being given: they must be those of the file"
 # Types, not their names: Typer checks no range of what it cannot resolve.
 Atol = Annotated[float | None, typer.Option("--atol", min=0, help="Absolute tolerance.")]
 Rtol = Annotated[float | None, typer.Option("--rtol", min=0, help="Tolerance relative to the output's scale.")]

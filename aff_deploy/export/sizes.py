@@ -28,8 +28,9 @@ def usual_sizes(inputs: Sequence[TensorSpec], traced: Sizes, lowest: Mapping[str
     """The sizes that are always tried.
 
     A batch of 1 and one of 3, because a loop over the traced 2 rows gives the right answer for 1 of
-    them. The other dimensions doubled, which keeps whatever they must be divisible by; and once odd
-    and all different, because padding to a multiple is nothing at an even size.
+    them. Every second one of the other dimensions doubled, which keeps whatever they must be divisible
+    by, and not their ratio: a network may do something else where height and width are equal. And once
+    odd and all different, because padding to a multiple is nothing at an even size.
 
     Args:
         inputs: of the network.
@@ -39,12 +40,13 @@ def usual_sizes(inputs: Sequence[TensorSpec], traced: Sizes, lowest: Mapping[str
     """
     first = first_dims(inputs)
     others = [dim for dim in traced if dim not in first]
+    stretched = {dim: 2 * traced[dim] for dim in others[::2]}
     wanted = []
     if first:
         wanted.append({d: 1 if d in first else s for d, s in traced.items()})
-        wanted.append({d: 3 if d in first else 2 * s for d, s in traced.items()})
+        wanted.append({**{d: 3 if d in first else s for d, s in traced.items()}, **stretched})
     elif others:
-        wanted.append({d: 2 * s for d, s in traced.items()})
+        wanted.append({**traced, **stretched})
     if others:
         wanted.append({d: s + 1 + 2 * others.index(d) if d in others else s for d, s in traced.items()})
     return wanted + [{**traced, dim: size - 1} for dim, size in lowest.items()]

@@ -202,7 +202,7 @@ def load_npz_feeds(
 
 
 def _read_npz(path: Path, inputs: Sequence[TensorSpec], keys: Mapping[str, str], max_bytes: int) -> dict[str, Array]:
-    export_fix = "write it with numpy.savez"
+    export_fix = "give what numpy.savez writes, or a folder of images"
     try:
         with open_archive(path, error=DataError, most=MAX_FILE_BYTES, fix="give the path of an .npz file") as archive:
             members = {

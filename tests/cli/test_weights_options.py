@@ -60,7 +60,7 @@ def test_a_network_of_other_arguments_is_exported_validated_and_refused(folder: 
     assert "choose with --key NAME" in other.stderr
     assert "no --weights" not in other.stderr
     assert seeded.returncode == 1
-    assert "initialised from a seed, because no --weights was given" in seeded.stderr
+    assert "the weights that its code made, no --weights being given" in seeded.stderr
     assert "has no state dict under 'ema'; it has model, model_ema" in error_line(wrong, 3)
     assert "--arguments and --key go with a network" in error_line(onnx_file, 2)
     assert "write KEY=VALUE" in error_line(unread, 2)
