@@ -18,7 +18,7 @@ import onnx_graphsurgeon as gs
 
 from aff_deploy.errors import ModelError
 from aff_deploy.passes.cleanup import cleanup
-from aff_deploy.passes.convert import export_model, import_graph, note_types
+from aff_deploy.passes.convert import export_model, import_graph, is_settled, note_types
 from aff_deploy.passes.convex import convex_calls, make_convex
 from aff_deploy.passes.fold_batchnorm import fold_batchnorm
 from aff_deploy.passes.fold_constants import fold_constants
@@ -159,7 +159,7 @@ def _apply_until_settled(
         if changed or i == told:
             results += found
         told = max(told, i + 1)
-        if changed:
+        if changed and not is_settled(graph):
             note_types(graph, model)
         i = 0 if changed else i + 1
     return results

@@ -12,7 +12,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 from onnx import helper
 
-from aff_deploy.passes.graph import drop_unused, is_absent, is_op, output_names, rank, replace_uses, small_value
+from aff_deploy.passes.graph import drop_unused, is_absent, is_op, output_names, rank, replace_uses, small_value, sort_nodes
 
 # Each call of these gives something else (Dropout where it is in training mode).
 NONDETERMINISTIC = frozenset(
@@ -23,7 +23,7 @@ NONDETERMINISTIC = frozenset(
 def cleanup(graph: gs.Graph) -> int:
     """Apply the rules of this file until none does anything; returns how many nodes went."""
     before = len(graph.nodes)
-    graph.toposort()
+    sort_nodes(graph)
     outputs = output_names(graph)
     changed = True
     while changed:

@@ -65,11 +65,12 @@ def import_graph(model: ModelProto) -> gs.Graph:
         raise ModelError(f"the model cannot be read: {error}", fix="export the model again") from None
     for node, proto in zip(graph.nodes, source.graph.node, strict=True):
         node.source = (proto, dict(node.attrs))
+        node.captured = tuple(_captured(proto))
     _tell_apart(graph)
     tensors = graph.tensors()
     _release(graph, source, tensors)
     _note_types(source, tensors)
-    graph.captured = frozenset(name for node in source.graph.node for name in _captured(node))
+    graph.captured = frozenset(name for node in graph.nodes for name in node.captured)
     return graph
 
 
@@ -156,6 +157,13 @@ def _note_types(model: ModelProto, tensors: Mapping[str, gs.Tensor]) -> None:
         shape = static_shape(inferred)
         if shape is not None:
             tensor.shape = _better_known(tensor.shape, shape)
+
+
+def is_settled(graph: gs.Graph) -> bool:
+    """Whether shape inference could tell nothing new: every dimension is a number, or one of an input of the graph."""
+    named = {dim for tensor in graph.inputs for dim in tensor.shape or () if isinstance(dim, str)}
+    shapes = (tensor.shape for tensor in graph.tensors().values())
+    return all(shape is not None and all(isinstance(dim, int) or dim in named for dim in shape) for shape in shapes)
 
 
 def _better_known(

@@ -24,7 +24,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from aff_deploy.passes.convert import export_node
-from aff_deploy.passes.graph import Array, drop_unused, is_op, named_axes, output_names, small_value
+from aff_deploy.passes.graph import Array, drop_unused, is_op, named_axes, output_names, small_value, sort_nodes
 
 LARGEST_RESULT = 65536
 
@@ -52,7 +52,7 @@ _BY_NUMPY: Mapping[str, Callable[[gs.Node, Array], Array]] = {
 
 def fold_constants(graph: gs.Graph) -> int:
     """Apply the rules of this file; returns how many nodes became constants."""
-    graph.toposort()
+    sort_nodes(graph)
     outputs = output_names(graph)
     count = 0
     for node in list(graph.nodes):

@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 
 from aff_deploy.ops import DOMAIN, TAKES_ALPHA, Variant
 from aff_deploy.passes.elsewhere import find_rewritten
-from aff_deploy.passes.graph import Node, drop_unused, fresh_name, is_op, name_counts
+from aff_deploy.passes.graph import Node, drop_unused, fresh_name, is_op, name_counts, sort_nodes
 from aff_deploy.passes.match import Site, find_sites
 from aff_deploy.passes.private import twin_in_size
 from aff_deploy.passes.weights import NewWeight
@@ -36,7 +36,7 @@ class Rejection:
 
 def find_rejections(graph: gs.Graph) -> tuple[Rejection, ...]:
     """The near misses of a graph that has been fused as far as it goes."""
-    graph.toposort()
+    sort_nodes(graph)
     misses = [found for found in find_sites(graph) if not isinstance(found, Site)]
     rewritten = list(find_rewritten(graph))
     known = {id(gate) for gate, _ in rewritten}
@@ -46,14 +46,14 @@ def find_rejections(graph: gs.Graph) -> tuple[Rejection, ...]:
 
 def fuse_attention(graph: gs.Graph) -> int:
     """Fuse every site of the graph; returns how many."""
-    graph.toposort()
+    sort_nodes(graph)
     sites = [found for found in find_sites(graph) if isinstance(found, Site)]
     taken = name_counts((*graph.tensors(), *(node.name for node in graph.nodes)))
     made: _Made = {}
     for site in sites:
         _replace(graph, site, made, taken, fresh_name(_site_name(site), taken))
     drop_unused(graph)
-    graph.toposort()
+    sort_nodes(graph)
     return len(sites)
 
 

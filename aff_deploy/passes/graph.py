@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -123,6 +124,34 @@ def _move_readers(old: gs.Tensor, new: gs.Tensor) -> None:
                 list.__setitem__(node.inputs, i, new)
     list.extend(new.outputs, old.outputs)
     list.clear(old.outputs)
+
+
+def sort_nodes(graph: gs.Graph) -> None:
+    """Put each node behind those whose outputs it, or a graph nested in it, reads; what is in order stays."""
+    makers = {tensor.name: i for i, node in enumerate(graph.nodes) for tensor in node.outputs}
+    needs = [{makers[name] for name in _names_read(node) if name in makers} for node in graph.nodes]
+    if all(max(needed, default=-1) < i for i, needed in enumerate(needs)):
+        return
+    users: dict[int, list[int]] = {}
+    for i, needed in enumerate(needs):
+        for j in needed:
+            users.setdefault(j, []).append(i)
+    missing = [len(needed) for needed in needs]
+    ready = [i for i, count in enumerate(missing) if not count]
+    order: list[gs.Node] = []
+    while ready:
+        i = heapq.heappop(ready)
+        order.append(graph.nodes[i])
+        for user in users.get(i, ()):
+            missing[user] -= 1
+            if not missing[user]:
+                heapq.heappush(ready, user)
+    graph.nodes = order
+
+
+def _names_read(node: gs.Node) -> Iterator[str]:
+    yield from (tensor.name for tensor in node.inputs if not tensor.is_empty())
+    yield from getattr(node, "captured", ())
 
 
 def drop_unused(graph: gs.Graph) -> None:
