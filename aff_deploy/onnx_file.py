@@ -112,9 +112,9 @@ def infer_types(model: ModelProto, *, strict: bool = False, is_light: bool = Fal
         ModelError: with `strict`, where inference finds a contradiction.
     """
     light = model if is_light else skeleton(model)
-    hold_propagation(light)
+    propagates = hold_propagation(light)
     try:
-        inferred = shape_inference.infer_shapes(light, check_type=strict, strict_mode=strict, data_prop=True)
+        inferred = shape_inference.infer_shapes(light, check_type=strict, strict_mode=strict, data_prop=propagates)
     except shape_inference.InferenceError as error:
         if not strict:
             return {}

@@ -14,6 +14,9 @@ nothing is passed on at all.
 Of a Reshape it passes nothing on, though exporters write one where they make a number a vector, or a vector
 itself: a Concat says the same of a vector, an Unsqueeze of a number.
 
+And it writes out every element of a vector, known or not: one of 2^30 fills any memory. Where a tensor is so long,
+nothing is propagated.
+
 An Identity behind such a node keeps its type and shape and passes on no value.
 """
 
@@ -25,11 +28,23 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from onnx import AttributeProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import (
+    AttributeProto,
+    ModelProto,
+    NodeProto,
+    OperatorSetIdProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+    shape_inference,
+)
 
 from aff_deploy.onnx_data import nested_graphs
 
 FIRST_OPSET_OF_AXES_AS_INPUT = 13
+LONGEST_VECTOR = 2**16
+"""Elements of a vector that onnx may write out; those that hold a shape have a few."""
 _WHOLE = (TensorProto.INT64, TensorProto.INT32)
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Cast", "Identity")
 _PROPAGATING = ("Add", "Cast", "Concat", "Gather", "Mul", "Shape", "Size", "Slice", "Squeeze", "Sub", "Unsqueeze")
@@ -67,11 +82,14 @@ class _Known:
             self.ranks.update(dict.fromkeys(node.output, rank))
 
 
-def hold_propagation(model: ModelProto) -> None:
+def hold_propagation(model: ModelProto) -> bool:
     """Put an Identity behind every node whose values onnx may pass on wrongly, in nested graphs and functions too.
 
     Args:
         model: changed in place; it computes what it did. Its nodes are in order.
+
+    Returns:
+        Whether values may be passed on at all.
     """
     numbers = count()
     known = _Known(_opset(model.opset_import))
@@ -80,6 +98,16 @@ def hold_propagation(model: ModelProto) -> None:
     _hold(model.graph.node, known, numbers)
     for function in model.functions:
         _hold(function.node, _Known(_opset(function.opset_import)), numbers)
+    return not _has_long_vector(model)
+
+
+def _has_long_vector(model: ModelProto) -> bool:
+    try:
+        graph = shape_inference.infer_shapes(model, data_prop=False).graph
+    except shape_inference.InferenceError:  # which whoever asks for more meets again
+        return False
+    shapes = (value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.input, *graph.output))
+    return any(len(dims) == 1 and dims[0].dim_value > LONGEST_VECTOR for dims in shapes)
 
 
 def _opset(imports: Iterable[OperatorSetIdProto]) -> int:

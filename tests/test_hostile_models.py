@@ -13,12 +13,14 @@ from onnx import FunctionProto, ModelProto, TensorProto, helper
 from aff_deploy.errors import DataError, ModelError
 from aff_deploy.onnx_data import MAX_DEPTH
 from aff_deploy.onnx_file import check_onnx, load_onnx
+from aff_deploy.ops import is_fusion
 from aff_deploy.passes import inspect_model, optimize
 from aff_deploy.runtimes import onnxruntime
 from aff_deploy.runtimes.feeds import seeded_feeds
 from aff_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from aff_deploy.spec import MAX_ELEMENTS, TensorSpec
 from tests.onnx_files import refusal, small_model, write
+from tests.passes.attention import AFF
 
 IMPORTS = [helper.make_opsetid("", 18), helper.make_opsetid("d", 1)]
 
@@ -188,3 +190,22 @@ def test_inputs_of_absurd_sizes_are_not_drawn(path: Path) -> None:
         value.type.tensor_type.shape.dim.extend([value.type.tensor_type.shape.dim[1]] * 98)
     with pytest.raises(ModelError, match="has 100 dimensions"):
         OnnxRuntimeRunner(model)
+
+
+def test_a_vector_that_doubles_is_not_written_out(path: Path) -> None:
+    """Onnx's data propagation would: 2^40 elements, each a message."""
+    nodes = [helper.make_node("Concat", [f"d{i}"] * 2, [f"d{i + 1}"], axis=0) for i in range(40)]
+    nodes.append(helper.make_node("Add", ["x", "d40"], ["y"]))
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in (("x", [1]), ("y", None))]
+    start = helper.make_tensor("d0", TensorProto.FLOAT, [1], [1.0])
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [start])
+    write(helper.make_model(graph, opset_imports=IMPORTS[:1], ir_version=8), path)
+    assert optimize(load_onnx(path)).model.graph.node[-1].op_type == "Add"
+
+
+def test_a_fused_call_without_its_inputs_is_told() -> None:
+    model = optimize(AFF.build()).model
+    (call,) = (node for node in model.graph.node if is_fusion(node.domain, node.op_type))
+    del call.input[2:]
+    with pytest.raises(ModelError, match="has 2 inputs, and takes 10"):
+        inspect_model(model)

@@ -58,6 +58,10 @@ def describe_failure(error: BaseException, command: str, options: Callable[[], M
         if extra is not None:
             fix = f"pip install 'aff-deploy[{extra}]'"
             return Failure("MissingDependency", f"{error.name} is not installed", fix, 4)
+    if not isinstance(error, Exception):
+        # Ours are none of these: SystemExit, KeyboardInterrupt and their like come out of a network's code.
+        what = f"code that the command ran ended it by {type(error).__name__}"
+        return Failure("NetworkError", what, "take that out of the network, or of what it imports", 3)
     if isinstance(error, MemoryError):
         return Failure("MemoryError", "there is not enough memory for this", "use a machine with more, or smaller shapes", 4)
     if isinstance(error, OSError):

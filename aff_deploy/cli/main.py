@@ -25,6 +25,7 @@ from aff_deploy.errors import OutputError, UsageError
 from aff_deploy.recipe import bundled_recipes
 
 EXIT_PIPE = 128 + 13
+EXIT_INTERRUPTED = 128 + 2
 
 app = typer.Typer(
     name="aff-deploy",
@@ -90,15 +91,16 @@ def _run(words: Sequence[str], debug: bool) -> int:
         if not words:
             print(f"\nBundled recipes, for deploy and wherever a NETWORK goes:\n  {', '.join(bundled_recipes())}")
         sys.stdout.flush()
+        if result == EXIT_INTERRUPTED:
+            # A signal ends the process elsewhere: somebody's code has raised it.
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except BrokenPipeError:
         return EXIT_PIPE
-    except SystemExit as error:
+    except BaseException as error:
         # Typer's own answer to a closed pipe while it prints help; it has already silenced stdout.
         if type(sys.stdout).__name__ == "PacifyFlushWrapper":
             return EXIT_PIPE
-        return error.code if isinstance(error.code, int) else _report(error, words, debug)
-    except Exception as error:
         return _report(error, words, debug)
 
 

@@ -64,6 +64,7 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Compare a file with PyTorch or another file."""
+    file = _file_in(file)
     given = Given(weights, read_arguments(arguments), key)
     given_data = read_data_options(data, ranges, scale, mean, std)
     with Steps() as step, working(), contextlib.ExitStack() as stack:
@@ -100,15 +101,20 @@ def validate(
         raise typer.Exit(1)
 
 
+def _file_in(path: Path) -> Path:
+    """The file itself, or the model in a deployment."""
+    if not path.is_dir():
+        return path
+    inside = path / "model.onnx"
+    if not inside.is_file():
+        raise InputError(f"{path} is a folder, and holds no {inside.name}", fix="give an ONNX file, or an engine")
+    return inside
+
+
 def _candidate(file: Path) -> tuple[Runner, Precision, bool]:
     """What is to be checked, how exact it can be, and whether it is an engine."""
     from aff_deploy.engine_file import is_engine, read_engine_manifest
 
-    if file.is_dir():
-        inside = file / "model.onnx"
-        if not inside.is_file():
-            raise InputError(f"{file} is a folder, and holds no {inside.name}", fix="give an ONNX file, or an engine")
-        file = inside
     if is_engine(file):
         from aff_deploy.runtimes.tensorrt import TensorRTRunner
 

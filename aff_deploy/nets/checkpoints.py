@@ -226,7 +226,7 @@ def _check_statistics(net: nn.Module, path: Path, found: Mapping[str, Tensor]) -
             value = found.get(name)
             if value is None:
                 continue
-            broken = "infinite or NaN" if not bool(value.isfinite().all()) else ""
+            broken = "infinite or NaN" if not _is_finite(value) else ""
             if kind == "running_var" and bool((value < 0).any()):
                 broken = "negative"
             if broken:
@@ -239,8 +239,13 @@ def _check_statistics(net: nn.Module, path: Path, found: Mapping[str, Tensor]) -
 def _note_not_finite(net: nn.Module, found: Mapping[str, Tensor]) -> list[str]:
     """A line that names the parameters with infinite or NaN values, which may lie in parts that are not used."""
     parameters = {name for name, _ in net.named_parameters()}
-    bad = [name for name, value in found.items() if name in parameters and not bool(value.isfinite().all())]
+    bad = [name for name, value in found.items() if name in parameters and not _is_finite(value)]
     return [f"infinite or NaN values in {_listed('tensors', bad)}"] if bad else []
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Whether all values are; types of 8 bits have no such question of their own."""
+    return bool((value.float() if value.is_floating_point() and value.itemsize == 1 else value).isfinite().all())
 
 
 def _listed(what: str, names: Sequence[str]) -> str:

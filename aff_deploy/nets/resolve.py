@@ -271,5 +271,8 @@ def _attribute(module: ModuleType, source: str, name: str) -> Any:
 
 
 def _cause(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # its own text is somebody's code too
+        lines = []
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

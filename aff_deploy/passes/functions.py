@@ -50,6 +50,7 @@ def attach_functions(model: ModelProto, *, target: Target = "cpu", form: Form | 
     calls: dict[str, list[NodeProto]] = {}
     for node in model.graph.node:
         if is_fusion(node.domain, node.op_type):
+            _require_inputs(node)
             calls.setdefault(node.op_type, []).append(node)
     nested = _nested_calls(model)
     if calls or nested:
@@ -86,6 +87,15 @@ def _require_ours(model: ModelProto) -> None:
                 f"the function {function.name!r} in domain {DOMAIN!r} is not one that aff-deploy wrote",
                 fix="give it another domain: this one is the fused operator's",
             )
+
+
+def _require_inputs(call: NodeProto) -> None:
+    wanted = len(variant_of(call).inputs)
+    if len(call.input) != wanted:
+        raise ModelError(
+            f"the fused call {call.name or call.op_type!r} has {len(call.input)} inputs, and takes {wanted}",
+            fix="write the file again: aff-deploy optimize",
+        )
 
 
 def _nested_calls(model: ModelProto) -> dict[str, list[NodeProto]]:

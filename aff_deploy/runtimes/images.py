@@ -15,6 +15,8 @@ from aff_deploy.runtimes import Array
 
 MAX_IMAGE_BYTES = 2**28
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+# Others may start a program: Pillow hands PostScript to Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 # Pixels of other modes (16 bits, floats) have no agreed way down to 8 bits.
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
@@ -84,7 +86,7 @@ def _import_pillow() -> Any:
 
 
 def _read(pillow: Any, path: Path, height: int, width: int, channels: int, resize: int) -> Array:
-    with open_input(path, error=DataError, most=MAX_IMAGE_BYTES) as file, pillow.open(file) as image:
+    with open_input(path, error=DataError, most=MAX_IMAGE_BYTES) as file, pillow.open(file, formats=FORMATS) as image:
         if image.mode not in MODES:
             raise ValueError(f"its pixels are of mode {image.mode}, not 8 bits a channel")
         image = image.convert("L" if channels == 1 else "RGB")

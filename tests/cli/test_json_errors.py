@@ -136,3 +136,15 @@ def test_what_was_made_is_one_document(
     assert found["engine"] == {"built": False, "why": "the recipe says enabled = false"}
     code, out, _ = run(capsys, "inspect", "out", "--json")
     assert (code, json.loads(out)["manifest"]["created"]) == (0, found["created"])
+
+
+@pytest.mark.parametrize("raised", ["SystemExit(0)", "KeyboardInterrupt()", "GeneratorExit()"])
+def test_a_network_that_ends_the_program_is_no_success(raised: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = (
+        f"import torch\nclass N(torch.nn.Module):\n    def forward(self, x):\n        raise {raised}\ndef build(): return N()\n"
+    )
+    (folder / "ends.py").write_text(code, encoding="utf-8")
+    ended, out, err = run(capsys, "validate", "x.onnx", "--against", "ends.py:build", "--json")
+    error = json.loads(out)["error"]
+    assert (ended, error["exit"], error["kind"]) == (3, 3, "NetworkError")
+    assert "Traceback" not in err

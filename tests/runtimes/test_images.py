@@ -97,3 +97,16 @@ def test_without_pillow_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(MissingDependency, match=r"Pillow.*pip install 'aff-deploy\[images\]'"):
         read_images([], height=4, width=4, channels=3)
+
+
+def test_no_format_that_starts_a_program_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow hands PostScript, whatever its file is called, to Ghostscript."""
+    ghostscript = tmp_path / "bin/gs"
+    ghostscript.parent.mkdir()
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ghostscript.parent}:/usr/bin:/bin")
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
+    with pytest.raises(DataError, match=r"a\.png \(cannot identify image file"):
+        read_images([tmp_path / "a.png"], height=8, width=8, channels=3)
+    assert not (tmp_path / "ran").exists()
