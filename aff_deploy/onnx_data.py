@@ -21,7 +21,7 @@ MOST_READINGS = 4
 """How often the same bytes of external data may be read, on average, for tensors that share them."""
 MAX_DEPTH = 64
 """Of local functions and graphs in each other."""
-MAX_EXPANDED_NODES = 1_000_000
+MAX_EXPANDED_NODES = 100_000
 """Most nodes of a model once its local functions are expanded, as runtimes do."""
 EXPORT_AGAIN = "export the model again"
 INCOMPLETE = "give a whole .onnx file: export the model again, or check that the download is complete"

@@ -144,6 +144,6 @@ def silence(stream: TextIO | None) -> None:
 def leave(code: int) -> NoReturn:
     """End the process now: a library that unloads takes its time, in which a signal or a crash would be the exit code."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OutputError, BrokenPipeError):
+        with contextlib.suppress(OutputError, BrokenPipeError, ValueError):  # somebody may have closed it
             stream.flush()
     os._exit(code)
