@@ -51,6 +51,8 @@ def main() -> int:
         if verdict.kind != "invalid":
             features.update(case.features.keys())
             fused.update(case.features.keys() if verdict.fused else ())
+        if verdict.kind == "amplified":
+            print(f"seed {seed}: {verdict.kind}: {verdict.detail}", flush=True)
         if verdict.is_fault:
             print(f"seed {seed}: {verdict.kind}: {verdict.detail}", flush=True)
             if options.minimise:
@@ -62,6 +64,7 @@ def main() -> int:
     print(f"fused       {sites['fused']} places in {sites['graphs']} graphs ({share:.0%})")
     print(f"refused     {sites['refused']} places")
     print(f"unjudged    {kinds['ill']}: the original itself is far from the double-precision evaluation")
+    print(f"amplified   {kinds['amplified']}: exact where it is made, grown beyond the bound behind; --convex does not")
     print(f"wrong       {faults - kinds['crash']}; the largest error is {worst:.2g} of what is allowed")
     print(f"crashes     {kinds['crash']}")
     print("\ngraphs with each feature, and how many of them have a fused place:")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import onnx
 from onnx import ModelProto, checker
 
 from aff_deploy.onnx_file import sorted_nodes
+from aff_deploy.ops import DOMAIN
 from aff_deploy.passes import optimize
 from aff_deploy.validate.exact import Answers, measure_exactness
 from tests.passes.fuzz.operators import Array, Values
@@ -18,14 +20,19 @@ SLACK = {np.dtype(np.float16): 0.05, np.dtype(np.float32): 1e-3, np.dtype(np.flo
 """An own error beyond this share of the largest value judges nothing."""
 
 
+_Runs: TypeAlias = "list[list[Values]]"
+"""By feed, the outputs without ONNX Runtime's own rewrites and with them."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What became of a graph.
 
     Attributes:
         kind: ``ok``; ``invalid`` (the original is); ``ill`` (the original is far from the truth in some run);
-            or a fault: ``crash``, ``unloadable``, ``shape``, ``wrong``, ``unstable``
-            (optimised again, it changes).
+            ``amplified`` (what each fusion makes is exact, but its rounding grows beyond the bound behind
+            it, and ``convex`` does without); or a fault: ``crash``, ``unloadable``, ``shape``, ``wrong``,
+            ``unstable`` (optimised again, it changes).
         detail: where, or the message.
         fused, refused: places of attention.
         share: the largest error as a share of what is allowed.
@@ -39,7 +46,7 @@ class Verdict:
 
     @property
     def is_fault(self) -> bool:
-        return self.kind not in ("ok", "invalid", "ill")
+        return self.kind not in ("ok", "invalid", "ill", "amplified")
 
 
 def judge(model: ModelProto, feeds: Sequence[Values], values: Sequence[Mapping[str, Array]]) -> Verdict:
@@ -63,21 +70,56 @@ def judge(model: ModelProto, feeds: Sequence[Values], values: Sequence[Mapping[s
         after = [[_run(result.model, feed, optimised=on) for on in (False, True)] for feed in feeds]
     except Exception as error:  # likewise
         return Verdict("unloadable", _line(error), fused, refused)
-    largest = [_magnitudes(result.model, feed) for feed in feeds]
-    half = _rounds_to_half(model)
-    kind = detail = ""
-    share = 0.0
-    for name in largest[0]:
-        for way in (0, 1):
-            runs = [[tried[way][name] for tried in each] for each in (before, after)]
-            exact = [tensors[name] for tensors in values]
-            found = _compare(name, exact, *runs, max(each[name] for each in largest), half=half)
-            share = max(share, found[1])
-            if found[0] and kind in ("", "ill"):
-                kind, _, detail = found
+    case = _Case(model, result.model, feeds, values)
+    kind, share, detail = case.compare(before, after)
+    if kind == "wrong" and case.holds_at_sites():
+        convex = optimize(model, convex=True).model
+        runs = [[_run(convex, feed, optimised=on) for on in (False, True)] for feed in feeds]
+        if case.compare(before, runs)[0] in ("", "ill"):
+            kind = "amplified"
     if not kind and _serialised(again.model) != _serialised(result.model):
         kind, detail = "unstable", _difference(result.model, again.model)
     return Verdict(kind or "ok", detail, fused, refused, share)
+
+
+class _Case:
+    """An original, what it became, and what both are compared on."""
+
+    def __init__(
+        self, model: ModelProto, optimised: ModelProto, feeds: Sequence[Values], values: Sequence[Mapping[str, Array]]
+    ) -> None:
+        self.model, self.optimised, self.feeds, self.values = model, optimised, feeds, values
+        self.runs = [_run_whole(optimised, feed) for feed in feeds]
+        self._half = _rounds_to_half(model)
+
+    def compare(self, before: _Runs, after: _Runs) -> tuple[str, float, str]:
+        """The first fault among the outputs, the largest share of what is allowed, and what it is about."""
+        pairs = zip(self.runs, self.values, strict=True)
+        largest = [_magnitudes(self.model, self.optimised, run, exact) for run, exact in pairs]
+        kind = detail = ""
+        share = 0.0
+        for name in largest[0]:
+            for way in (0, 1):
+                runs = [[tried[way][name] for tried in each] for each in (before, after)]
+                exact = [tensors[name] for tensors in self.values]
+                found = _compare(name, exact, *runs, max(each[name] for each in largest), half=self._half)
+                share = max(share, found[1])
+                if found[0] and kind in ("", "ill"):
+                    kind, _, detail = found
+        return kind, share, detail
+
+    def holds_at_sites(self) -> bool:
+        """Whether what each fusion makes is exact where it is made, whatever becomes of it behind."""
+        originals = [_run_whole(self.model, feed) for feed in self.feeds]
+        for node in self.optimised.graph.node:
+            if node.domain != DOMAIN:
+                continue
+            largest = max(_largest(run[name]) for run in self.runs for name in (*node.input[:2], *node.output))
+            for name in node.output:
+                tensors = [[each[name] for each in tried] for tried in (self.values, originals, self.runs)]
+                if _compare(name, *tensors, largest, half=self._half)[0] not in ("", "ill"):
+                    return False
+        return True
 
 
 def _compare(
@@ -113,23 +155,37 @@ def _serialised(model: ModelProto) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-def _magnitudes(model: ModelProto, feed: Values) -> dict[str, float]:
-    """For each tensor, the largest magnitude of what it is made of in the optimised graph.
+def _magnitudes(model: ModelProto, optimised: ModelProto, run: Values, exact: Mapping[str, Array]) -> dict[str, float]:
+    """For each output, the largest magnitude among the ends of what was rewritten on its way.
 
-    The insides of a fusion are not among them: only what goes in and comes out.
+    These are all that the optimised graph still names, but not the insides of a fusion, and the ends of each
+    BatchNormalization that was folded, wherever its output went.
     """
-    exposed = ModelProto()
-    exposed.CopyFrom(model)
-    ends = {value.name for value in model.graph.output}
-    made = [name for node in model.graph.node for name in node.output if name]
-    exposed.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in made if n not in ends)
-    values = {**feed, **_run(exposed, feed, optimised=False)}
+    kept = {node.output[0] for node in optimised.graph.node if node.op_type == "BatchNormalization"}
+    norms = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+    folded = {name: exact[name] for node in norms if node.output[0] not in kept for name in (node.input[0], node.output[0])}
+    ways = [_carried(optimised, run), _carried(model, folded)]
+    return {value.name: max(way.get(value.name, 0.0) for way in ways) for value in model.graph.output}
+
+
+def _carried(model: ModelProto, values: Mapping[str, Array]) -> dict[str, float]:
+    """For each tensor, the largest of `values` among what it is made of."""
     own = {name: _largest(value) for name, value in values.items() if value.dtype.kind == "f"}
     found = {value.name: own.get(value.name, 0.0) for value in model.graph.input}
     for node in sorted_nodes(model.graph):
         before = max((found.get(name, 0.0) for name in node.input), default=0.0)
         found.update((name, max(before, own.get(name, 0.0))) for name in node.output)
-    return {value.name: found.get(value.name, 0.0) for value in model.graph.output}
+    return found
+
+
+def _run_whole(model: ModelProto, feed: Values) -> Values:
+    """Every tensor of the main graph, those that are fed among them."""
+    exposed = ModelProto()
+    exposed.CopyFrom(model)
+    ends = {value.name for value in model.graph.output}
+    made = [name for node in model.graph.node for name in node.output if name]
+    exposed.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in made if n not in ends)
+    return {**feed, **_run(exposed, feed, optimised=False)}
 
 
 def _check(model: ModelProto) -> None:
