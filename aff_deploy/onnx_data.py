@@ -151,6 +151,7 @@ def read_tensors(model: ModelProto, path: Path) -> None:
     Raises:
         ModelError: naming the tensor.
     """
+    _check_types(model, path)
     files: dict[Path, int] = {}
     total = 0
     for tensor in iter_tensors(model):
@@ -175,6 +176,15 @@ def _load_external_data(model: ModelProto, path: Path) -> None:
             onnx.load_external_data_for_model(model, str(path.parent))
     except (checker.ValidationError, ValueError, OSError) as error:
         raise ModelError(f"{path}: external data cannot be read: {first_line(error)}", fix=INCOMPLETE) from None
+
+
+def _check_types(model: ModelProto, path: Path) -> None:
+    """Refuse values of an element type that ONNX does not have, which its checker lets pass."""
+    known = {*helper.get_all_tensor_dtypes(), TensorProto.UNDEFINED}
+    for graph in iter_graphs(model.graph):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if (kind := value.type.tensor_type.elem_type) not in known:
+                raise ModelError(f"{path}: {value.name!r} is of the unknown element type {kind}", fix=EXPORT_AGAIN)
 
 
 def _check_tensor(tensor: TensorProto, path: Path) -> tuple[Path, int] | None:

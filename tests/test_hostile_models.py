@@ -178,6 +178,13 @@ def test_inputs_that_are_no_tensors_are_told_and_not_run(path: Path, change: Cal
         OnnxRuntimeRunner(path)
 
 
+@pytest.mark.parametrize("end", ["input", "output"])
+def test_element_types_that_onnx_does_not_have(path: Path, end: str) -> None:
+    model = shapeless()
+    getattr(model.graph, end)[0].type.tensor_type.elem_type = 999
+    assert "unknown element type 999" in refusal(write(model, path))
+
+
 def test_inputs_of_absurd_sizes_are_not_drawn(path: Path) -> None:
     with pytest.raises(DataError, match=r"'x' would be drawn as 1x1073741824, .*at most"):
         seeded_feeds([TensorSpec("x", (1, 4 * MAX_ELEMENTS))])
