@@ -114,7 +114,9 @@ class _Case:
         for node in self.optimised.graph.node:
             if node.domain != DOMAIN:
                 continue
-            largest = max(_largest(run[name]) for run in self.runs for name in (*node.input[:2], *node.output))
+            # The second input may be a weight, which is not run.
+            ends = [name for name in (*node.input[:2], *node.output) if name in self.runs[0]]
+            largest = max(_largest(run[name]) for run in self.runs for name in ends)
             for name in node.output:
                 tensors = [[each[name] for each in tried] for tried in (self.values, originals, self.runs)]
                 if _compare(name, *tensors, largest, half=self._half)[0] not in ("", "ill"):
