@@ -24,6 +24,8 @@ from aff_deploy.cli.streams import leave, safe_streams
 from aff_deploy.errors import OutputError, UsageError
 from aff_deploy.recipe import bundled_recipes
 
+COMPLETES = "_AFF_DEPLOY_COMPLETE"
+"""What a shell sets that asks for completions."""
 EXIT_PIPE = 128 + 13
 EXIT_INTERRUPTED = 128 + 2
 
@@ -101,6 +103,9 @@ def _run(words: Sequence[str], debug: bool) -> int:
         # Typer's own answer to a closed pipe while it prints help; it has already silenced stdout.
         if type(sys.stdout).__name__ == "PacifyFlushWrapper":
             return EXIT_PIPE
+        # And to a shell that asks for completions.
+        if isinstance(error, SystemExit) and COMPLETES in os.environ:
+            return error.code if isinstance(error.code, int) else 0
         return _report(error, words, debug)
 
 

@@ -58,7 +58,7 @@ def test_data_that_lose_x_ask_for_the_form(source: Path, capsys: pytest.CaptureF
 def test_json_has_them(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("optimize", "in.onnx", "-o", "out.onnx", "--convex", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert {"passes", "fusions", "rejected", "convex"} == found.keys()
+    assert {"passes", "fusions", "rejected", "convex", "verified"} == found.keys()
     assert found["convex"] == ["w_1"]
 
 
