@@ -8,7 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-_VARIES = re.compile(r"[-+]?\d+(?:\.\d+)*(?:e[-+]?\d+)?| +")
+# Numbers, widths, and why an engine cannot be run here.
+_VARIES = re.compile(r"[-+]?\d+(?:\.\d+)*(?:e[-+]?\d+)?| +|\((?:no NVIDIA driver is|this PyTorch is)[^)]*\)")
 
 
 def blocks(language: str) -> list[str]:
@@ -25,5 +26,5 @@ def commands() -> list[list[str]]:
 
 
 def structure(lines: Sequence[str]) -> list[str]:
-    """Lines with every number and width as a mark: what stays the same from run to run."""
+    """Lines with a mark for whatever differs from run to run and from machine to machine."""
     return [_VARIES.sub("~", line.strip()) for line in lines if line.strip()]
